@@ -1,0 +1,1 @@
+"""One CAM method per file; names are in :mod:`heatlens.registry`."""

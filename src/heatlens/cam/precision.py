@@ -1,0 +1,50 @@
+"""Precision and batch size: resolved once per run, because both are part of its fingerprint."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+# Constants per device type, not tuned at run time: a forward of a fixed size gives the same bits whatever
+# shares its batch. Small on a CPU, so that a signal is obeyed within seconds.
+BATCH_SIZES = {"cpu": 16, "mps": 32, "cuda": 128}
+
+
+def resolve_batch_size(batch_size: int | None, device: str) -> int:
+    """Rows of every masked forward on ``device`` (``cpu``, ``cuda:0``...): the given number or the constant."""
+    return batch_size or BATCH_SIZES.get(device.split(":")[0], BATCH_SIZES["cpu"])
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """``auto`` -> bf16 where the device computes in it, else fp32 (CPU) or fp16 (GPU); others unchanged."""
+    if precision != "auto":
+        return precision
+    kind = device.split(":")[0]
+    if kind == "cuda":
+        return _cuda_precision(device)
+    return "bf16" if kind == "cpu" and _cpu_computes_bf16() else "fp32"
+
+
+def _cuda_precision(device: str) -> str:
+    import torch
+
+    major, _ = torch.cuda.get_device_capability(device)
+    return "bf16" if major >= 8 else "fp16"
+
+
+def _cpu_computes_bf16() -> bool:
+    """True where bf16 matrix products run in hardware; emulated bf16 is slower than fp32."""
+    import torch
+
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(probe()) for name in probes if (probe := getattr(torch.cpu, name, None)))
+
+
+def autocast(precision: str, device_type: str) -> AbstractContextManager[object]:
+    """The autocast context of a masked forward; nothing for fp32."""
+    import torch
+
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device_type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])

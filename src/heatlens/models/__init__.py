@@ -1,0 +1,1 @@
+"""Who looks: model adapters, and where their weights come from."""

@@ -1,0 +1,64 @@
+"""Finding a layer by the path that users write, and the default target layer of each family."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from torch import nn
+
+from heatlens.errors import ModelError
+
+_STEP = re.compile(r"([A-Za-z_]\w*)|\[(-?\d+)\]|(\d+)")
+
+
+def resolve_layer(model: nn.Module, path: str) -> nn.Module:
+    """The module at ``visual.trunk.blocks[-1].norm1`` (``blocks.11.norm1`` works too).
+
+    Raises ModelError naming the part that does not exist and what there is instead.
+    """
+    module, walked = model, ""
+    for step in re.findall(r"[^.\[\]]+|\[-?\d+\]", path):
+        module = _child(module, step, walked or "the model")
+        walked = f"{walked}{step}" if step.startswith("[") else f"{walked}.{step}".lstrip(".")
+    if module is model:
+        raise ModelError(f"TARGET_LAYER={path!r} names no layer; an example: visual.trunk.blocks[-1].norm1")
+    return module
+
+
+def _child(module: nn.Module, step: str, walked: str) -> nn.Module:
+    children = dict(module.named_children())
+    index = step.strip("[]")
+    if step.startswith("[") or index.isdigit():
+        keys = list(children)
+        if index in children:
+            return children[index]
+        if -len(keys) <= int(index) < len(keys):
+            return children[keys[int(index)]]
+        raise ModelError(f"TARGET_LAYER: {walked} has {len(keys)} children, no {step}")
+    if step in children:
+        return children[step]
+    close = difflib.get_close_matches(step, children, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise ModelError(
+        f"TARGET_LAYER: {walked} has no layer {step!r}; {hint}it has: {', '.join(children) or 'no children'}"
+    )
+
+
+def default_layer(visual: nn.Module) -> str:
+    """The target layer of an open_clip image tower: the last place where patch tokens still have a gradient.
+
+    For a CLS-pooled transformer that is the input norm of the last block: at the block's own output, at its
+    second norm and at the final norm the score's gradient with respect to the patch tokens is exactly zero.
+    """
+    if hasattr(getattr(visual, "trunk", None), "blocks"):
+        return "visual.trunk.blocks[-1].norm1"
+    if hasattr(getattr(visual, "transformer", None), "resblocks"):
+        return "visual.transformer.resblocks[-1].ln_1"
+    if hasattr(visual, "layer4"):
+        return "visual.layer4"
+    if hasattr(getattr(visual, "trunk", None), "stages"):
+        return "visual.trunk.stages[-1]"
+    raise ModelError(
+        f"no default target layer is known for an image tower of type {type(visual).__name__}; set TARGET_LAYER"
+    )

@@ -1,0 +1,42 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Two workers share the cores; more threads only fight. Also what makes sums repeatable.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def biomedclip_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """BiomedCLIP's architecture with random weights. Tests that use it share an xdist group: 784 MB on disk."""
+    from tests.biomedclip import write_model_folder
+
+    folder = write_model_folder(tmp_path_factory.mktemp("biomedclip") / "model")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def real_films() -> list[Path]:
+    """Two NIH ChestX-ray14 films that are not part of this repository; skipped where they are absent."""
+    folder = Path(os.environ.get("HEATLENS_FILMS", ROOT.parent / "shared" / "data" / "cxr"))
+    films = sorted(folder.glob("*.png"))
+    if not films:
+        pytest.skip(f"no real films in {folder} (HEATLENS_FILMS names another folder)")
+    return films
