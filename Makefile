@@ -1,0 +1,50 @@
+# `make` lists the targets. Each does its own set-up; a second call finds it done.
+#
+#   STOP_AFTER=5, ALPHA=0.7, ...  any configuration key can stand on the make line: make hands it on in the environment
+#   CONF=FILE.conf                the experiment of local-test
+#   VENV=DIR                      use or make the virtual environment DIR (default .venv)
+#   PYTHON=python3.12             the Python that makes it (default: the first of python3, 3.13 ... 3.10 that fits)
+#   TORCH_INDEX=URL               take torch and torchvision from this package index, e.g. PyTorch's own index of
+#                                 CPU builds: a tenth of the download where no GPU is wanted
+
+SHELL := bash
+.DEFAULT_GOAL := help
+.PHONY: help setup local-test test quality bench demo
+
+CONF ?= configs/demo/exp_00_phantom.conf
+VENV ?= .venv
+PYTHON ?=
+TORCH_INDEX ?=
+# Paths travel in the environment, so that blanks and quotes in them mean nothing to make.
+export CONF VENV PYTHON TORCH_INDEX
+
+# Shell text at the start of a recipe: $py is the environment's Python, and this checkout is what it imports.
+ENTER = set -euo pipefail; venv=$$(cd -- "$$VENV" && pwd); export PATH="$$venv/bin:$$PATH" PYTHONPATH="$$PWD/src"; py="$$venv/bin/python";
+
+help: ## list the targets
+	@printf 'usage: make TARGET [KEY=value ...]\n\n'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
+	@printf '\n'
+	@awk '/^#   [A-Z]/ || /^#    +[a-zA-Z]/ { print substr($$0, 2) } !/^#/ { exit }' Makefile
+
+setup: ## make the virtual environment and install heatlens with its test and quality tools
+	@bash .ci/setup.sh
+
+local-test: setup ## run the demo experiment (CONF=..., STOP_AFTER=...), without scheduler, container or GPU
+	@$(ENTER) cd Attention_Map; HEATLENS_PYTHON="$$py" bash submit_heatmap_gen.sh "$$CONF"
+
+test: setup ## run the tests
+	@$(ENTER) "$$py" -m pytest -n 2 tests
+
+quality: setup ## lint, formatting, types and shell scripts
+	@$(ENTER) ruff check .; ruff format --check .; mypy; \
+	find . \( -name '.?*' ! -name .ci -o -name build -o -name results \) -prune -o \
+	    \( -name '*.sh' -o -path './.ci/run' \) -type f -print0 | xargs -0 shellcheck -x; \
+	printf 'quality: no complaints\n'
+
+bench: setup ## does the map point at the right place? The pointing table of the demo model
+	@$(ENTER) "$$py" benchmarks/pointing_demo.py
+
+demo: ## run the demo experiment with all its questions, and make a figure of one
+	@$(MAKE) --no-print-directory local-test CONF=configs/demo/exp_00_phantom.conf STOP_AFTER=
+	@$(ENTER) "$$py" -m heatlens.cli figure Attention_Map/results/demo/exp_00_phantom

@@ -1,0 +1,138 @@
+"""The command ``heatlens``: sub-commands, each imported only when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+from heatlens import __version__
+from heatlens.errors import ConfigError
+from heatlens.guard import guarded
+from heatlens.registry import KINDS, nearest_hint
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command: its usage, what it does, and ``module:function`` (argv -> exit code)."""
+
+    usage: str
+    summary: str
+    target: str
+
+    def load(self) -> Callable[[list[str]], int]:
+        module, _, function = self.target.partition(":")
+        return getattr(import_module(module), function)  # type: ignore[no-any-return]
+
+
+COMMANDS = {
+    "run": Command("run STAGE [--config FILE.conf] [--key value ...]", "run a stage", "heatlens.cli:run_stage"),
+    "config": Command(
+        "config [--reference] [CONF] [--stage STAGE] [--key value ...]",
+        "print the resolved settings with their origins, or the documentation",
+        "heatlens.cli:show_config",
+    ),
+    "figure": Command(
+        "figure RESULTS_DIR [--pick TEXT] [--output FILE.png] [--height PIXELS]",
+        "film | map | overlay of one heat map of a run with SAVE_RAW_CAM=true",
+        "heatlens.report.figure:main",
+    ),
+    "list": Command(
+        "list methods|datasets|colormaps|models|stages",
+        "print the names a key can take",
+        "heatlens.cli:show_list",
+    ),
+}
+
+MODELS = {
+    "demo": "the small CLIP that comes with the program, trained on its phantom films",
+    "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224": "BiomedCLIP, the default",
+    "hf-hub:OWNER/NAME": "any open_clip model of the hub",
+    "FOLDER or local-dir:FOLDER": "a folder with open_clip_config.json and weights",
+    "NAME/TAG": "an architecture and tag of open_clip, such as ViT-B-32/openai",
+}
+
+
+def usage() -> str:
+    """The text of ``heatlens --help``."""
+    lines = [f"heatlens {__version__}: where does the model look?", "", "usage: heatlens COMMAND ...", ""]
+    for command in COMMANDS.values():
+        lines += [f"  heatlens {command.usage}", f"      {command.summary}"]
+    lines += ["  heatlens --version", "", "heatlens run STAGE --help lists every key of a stage."]
+    return "\n".join(lines)
+
+
+def run_stage(argv: list[str]) -> int:
+    """``heatlens run STAGE ...``: what the stage's script in its folder does."""
+    if not argv or argv[0].startswith("-"):
+        raise ConfigError(f"which stage? {nearest_hint('', KINDS['stage'])}")
+    return _stage_main()(argv[0], argv[1:])
+
+
+def _stage_main() -> Callable[[str, list[str]], int]:
+    from heatlens.stages.main import main as stage_main
+
+    return stage_main
+
+
+def show_config(argv: list[str]) -> int:
+    """``heatlens config``: the documentation page, or every key's value and origin."""
+    from heatlens.config import KEYS, load_settings, parse_arguments, reference_markdown
+    from heatlens.config_help import resolved_lines
+
+    if argv in (["-h"], ["--help"]):
+        print(f"usage: heatlens {COMMANDS['config'].usage}\n\n{COMMANDS['config'].summary}")
+        return 0
+    if argv == ["--reference"]:
+        print(reference_markdown(), end="")
+        return 0
+    stage = "attn_map"
+    if "--stage" in argv:
+        at = argv.index("--stage")
+        stage = next(iter(argv[at + 1 : at + 2]), "")
+        argv = argv[:at] + argv[at + 2 :]
+    if argv and not argv[0].startswith("-"):
+        argv = ["--config", *argv]
+    settings = load_settings(*parse_arguments(stage, argv), os.environ, stage)
+    for line in settings.announcements:
+        print(f"note: {line}", file=sys.stderr)
+    print("\n".join(resolved_lines(settings, KEYS)))
+    return 0
+
+
+def show_list(argv: list[str]) -> int:
+    """``heatlens list KIND``: names with one line each."""
+    kinds = {f"{kind}s": table for kind, table in KINDS.items()}
+    if len(argv) == 1 and argv[0] in kinds:
+        rows = {entry.name: entry.summary for entry in kinds[argv[0]].values()}
+    elif argv == ["models"]:
+        rows = MODELS
+    else:
+        raise ConfigError(f"heatlens list {' '.join(argv)}: {nearest_hint(' '.join(argv), [*kinds, 'models'])}")
+    width = max(map(len, rows))
+    for name, summary in rows.items():
+        print(f"{name:<{width}}  {summary}")
+    return 0
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        print(f"heatlens {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        raise ConfigError(f"unknown command {argv[0]!r}; {nearest_hint(argv[0], list(COMMANDS))}")
+    return COMMANDS[argv[0]].load()(argv[1:])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``heatlens`` and ``python -m heatlens.cli``; returns the exit code."""
+    return guarded(lambda: _dispatch(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

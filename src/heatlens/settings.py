@@ -1,0 +1,191 @@
+"""The table of configuration keys: every key once, as the typed model :class:`Settings`.
+
+One attribute per key: its kind (type and allowed range), default as text, help, group, and ``fixed`` when
+finished work depends on it. :mod:`heatlens.config` fills it; :data:`KEYS` is the same table by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from heatlens.keys import (
+    Amount,
+    Choice,
+    FilePath,
+    Key,
+    Kind,
+    ModelName,
+    Number,
+    Registered,
+    Template,
+    Text,
+    Truth,
+    Whole,
+)
+
+PROMPT_FIELDS = ("question", "region", "answer", "choices", "type")
+WORDS = r"[^,\s][^,]*(,[^,]*)*"
+BIOMEDCLIP = "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
+
+Regions = Literal["split", "joint"]
+Preprocess = Literal["letterbox", "crop", "squash"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Background = Literal["map", "film"]
+OutputFormat = Literal["png", "jpg"]
+ContainerRuntime = Literal["none"]
+
+SPLITS = Text("words such as train, validate, test; several with commas", WORDS, empty="all")
+VIEWS = Text("words such as PA, AP; several with commas", WORDS, empty="all")
+TYPES = Text(
+    "open_ended, closed_ended, single_choice, multi_choice, contents such as location; several with commas",
+    WORDS,
+    empty="all",
+)
+REVISION = Text("a commit, tag or branch", r"[\w./-]+", empty="the pinned one")
+LAYER = Text("a module path such as visual.trunk.blocks[-1].norm1", empty="the model's own")
+DEVICE = Text("auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:[0-9]+)?")
+UMASK = Text("three or four octal digits", "[0-7]{3,4}")
+
+
+def _key(group: str, kind: Kind, default: str, text: str, *, fixed: bool = False) -> Any:
+    """A field that is a key. ``fixed``: finished work made with another value cannot be continued."""
+    extra: Any = {"kind": kind, "text": default, "group": group, "fixed": fixed}
+    return Field(default=kind.read(default, Path()), description=text, json_schema_extra=extra)
+
+
+# fmt: off
+class Settings(BaseModel):
+    """The settings of one run: immutable, every value typed and in its range, every path absolute or None."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    # What is asked
+    dataset: str = _key("data", Registered("dataset"), "gemex", "how the data set is read", fixed=True)
+    dataset_path: Path | None = _key("data", FilePath("phantom: .demo/phantom"), "",
+        "the data set: a file, a folder or a glob (files sorted by name)")
+    image_root: Path | None = _key("data", FilePath("the data set's own"), "",
+        "folder under which each image_path is looked up, with and without files/")
+    split: str = _key("data", SPLITS, "",
+        "only rows of these splits (the table's own column, or MIMIC-CXR's split table in IMAGE_ROOT)")
+    view: str = _key("data", VIEWS, "",
+        "only films of these views (the table's own column, or MIMIC-CXR's metadata table in IMAGE_ROOT)")
+    question_types: str = _key("data", TYPES, "", "only questions of these types and about these contents")
+    sample: float | None = _key("data", Amount(empty="all"), "",
+        "only this many rows, or this share of them, drawn at random with SEED")
+    seed: int = _key("data", Whole(0, 2**32 - 1), "0", "seed of SAMPLE")
+    stop_after: int | None = _key("data", Whole(1, empty="all"), "",
+        "only the first N selected rows of the run, counted before sharding")
+
+    # The text
+    prompt_template: str = _key("prompt", Template(PROMPT_FIELDS), "{question} {region}",
+        "the text whose place is looked for; {region}, {answer} and {choices} hand annotated knowledge on",
+        fixed=True)
+    regions: Regions = _key("prompt", Choice(Regions), "split",
+        "a row with several regions: one heat map each (split) or one for all (joint)", fixed=True)
+    blind: bool = _key("prompt", Truth(), "false",
+        "true: no annotated knowledge, i.e. PROMPT_TEMPLATE={question} and REGIONS=joint")
+
+    # Who looks
+    model: str = _key("model", ModelName(), BIOMEDCLIP,
+        "the model; demo is the small one of this program. Its weights' digest counts, not its name")
+    model_revision: str = _key("model", REVISION, "",
+        "revision of an hf-hub: model; BiomedCLIP's is pinned in heatlens/models/sources.py")
+    target_layer: str = _key("model", LAYER, "", "the layer whose activations make the map", fixed=True)
+    preprocess: Preprocess = _key("model", Choice(Preprocess), "letterbox",
+        "how a film gets into the model's frame; letterbox cuts nothing off", fixed=True)
+    device: str = _key("model", DEVICE, "auto", "where the model runs; auto: a GPU if there is one")
+    precision: Precision = _key("model", Choice(Precision), "auto",
+        "of the masked forwards; the reference pass is always fp32", fixed=True)
+    batch_size: int | None = _key("model", Whole(1, 65536, empty="by device"), "",
+        "rows of every forward; fewer need less memory", fixed=True)
+
+    # Where it looks
+    cam_version: str = _key("map", Registered("method"), "gScoreCAM", "the CAM method", fixed=True)
+    topk: int = _key("map", Whole(1, 1_000_000), "300",
+        "gScoreCAM: number of channels that are masked and scored", fixed=True)
+    allow_zero_gradient: bool = _key("map", Truth(), "false",
+        "accept a TARGET_LAYER whose patch gradient is zero by construction")
+    enable_body_mask: bool = _key("map", Truth(), "true",
+        "no heat outside the body (text, markers, air)", fixed=True)
+    skip_crf: bool = _key("map", Truth(), "true",
+        "false: refine the map's edges with a dense CRF (not in this version)", fixed=True)
+    save_raw_cam: bool = _key("map", Truth(), "false",
+        "also write raw/: the patch-grid map (.npy, float32) and the final map (16-bit grey PNG)", fixed=True)
+
+    # The picture
+    alpha: float = _key("picture", Number(0, 1), "0.5",
+        "blending: 0 = film only, 1 = heat map only", fixed=True)
+    colormap: str = _key("picture", Registered("colormap"), "jet", "colours of the heat map", fixed=True)
+    background: Background = _key("picture", Choice(Background), "map",
+        "outside the body: the coldest colour (map) or the bare film (film)", fixed=True)
+    output_size: int | None = _key("picture", Whole(16, 65536, empty="the film's own size"), "1024",
+        "longest side in pixels; a film is never enlarged", fixed=True)
+    output_format: OutputFormat = _key("picture", Choice(OutputFormat), "png",
+        "format of the overlays", fixed=True)
+
+    # The run
+    results_dir: Path = _key("run", FilePath("STAGE/results/ + the .conf's path under configs/"), "",
+        "where everything is written")
+    overwrite: bool = _key("run", Truth(), "false", "move an existing results folder aside and start afresh")
+    retry_failed: bool = _key("run", Truth(), "false", "try again what failures.csv lists")
+    max_failure_rate: float = _key("run", Number(0, 1), "0.05",
+        "share of failures above which the exit code is 3")
+    num_workers: int = _key("run", Whole(0, 256), "4",
+        "threads that decode films ahead of the model; 0: none")
+    num_shards: int = _key("run", Whole(1, 100_000), "1", "parts that the run is split into (whole images)")
+    shard_index: int = _key("run", Whole(0, 99_999), "0", "the part that this process does, below NUM_SHARDS")
+    umask: str = _key("run", UMASK, "077", "file rights taken away; 027 lets the group read")
+    container_runtime: ContainerRuntime = _key("run", Choice(ContainerRuntime), "none",
+        "how the stage is started; none: directly")
+
+    # Boxes: accepted everywhere, because stages share their .conf files
+    box_threshold: float = _key("boxes", Number(0, 1), "0.5",
+        "Bounding_Box reads it: heat (0 to 1) from which on a pixel belongs to a box")
+    max_boxes: int = _key("boxes", Whole(1, 1000), "3", "Bounding_Box reads it: boxes per heat map at most")
+    min_area: float = _key("boxes", Number(0, 1), "0.005",
+        "Bounding_Box reads it: smallest box, as a share of the picture")
+    box_padding: float = _key("boxes", Number(0, 1), "0",
+        "Bounding_Box reads it: margin around a box, as a share of its sides")
+
+    # Not keys
+    config: Path | None = None
+    """the .conf"""
+    root: Path = Path()
+    """the repository root that the .conf belongs to; without a .conf the current folder"""
+    stage: str = ""
+    origins: dict[str, str] = {}
+    """KEY -> flag, environment, the .conf's path, or default"""
+    announcements: tuple[str, ...] = ()
+    """lines that a run says once at its start"""
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Settings:
+        for key in KEYS.values():
+            if not key.kind.accepts(getattr(self, key.name.lower())):
+                raise ValueError(f"{key.name}: allowed: {key.allowed}")
+        return self
+# fmt: on
+
+
+def _table() -> dict[str, Key]:
+    table = {}
+    for name, field in Settings.model_fields.items():
+        extra: Any = field.json_schema_extra
+        if extra:
+            key = Key(
+                name=name.upper(),
+                kind=extra["kind"],
+                default=extra["text"],
+                help=field.description or "",
+                group=extra["group"],
+                in_fingerprint=extra["fixed"],
+            )
+            table[key.name] = key
+    return table
+
+
+KEYS: Mapping[str, Key] = _table()

@@ -1,0 +1,138 @@
+"""The Makefile and its set-up, with a stub for Python: what is done once, what is handed on, which paths work."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(
+    shutil.which("make") is None or shutil.which("bash") is None, reason="no make or no bash on this machine"
+)
+
+# A Python that fits, whose `-m venv DIR` copies itself there; every other call is one line in $LOG.
+STUB = """#!/usr/bin/env bash
+if [[ $1 == -c ]]; then exit "${STUB_CHECK:-0}"; fi
+if [[ $1 == --version ]]; then echo 'Python 3.12.0'; exit 0; fi
+{ printf '%s|' "$@"; printf 'STOP_AFTER=%s\\n' "${STOP_AFTER-unset}"; } >>"$LOG"
+if [[ $2 == venv ]]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi
+"""
+
+
+class Checkout:
+    """What make needs, in a folder with blanks in its name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "my check out"
+        for name in (
+            "Makefile",
+            "pyproject.toml",
+            ".ci/setup.sh",
+            "slurm/lib.sh",
+            "Attention_Map/submit_heatmap_gen.sh",
+            "Attention_Map/scripts/generate_heatmaps.py",
+            "configs/demo/exp_00_phantom.conf",
+        ):
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.root / name)
+        (self.root / "Attention_Map" / "configs").symlink_to("../configs")
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        self.log = folder / "log"
+        self.stub(self.bin / "python3")
+
+    def stub(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(STUB)
+        path.chmod(0o755)
+
+    def make(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        environ = {"PATH": f"{self.bin}:/usr/bin:/bin", "LOG": str(self.log), **environ}
+        return subprocess.run(["make", *words], cwd=self.root, env=environ, capture_output=True, text=True, check=False)
+
+    @property
+    def calls(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+def test_help_is_the_default_and_lists_every_target(checkout: Checkout) -> None:
+    done = checkout.make()
+    assert (done.returncode, done.stderr) == (0, "")
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony
+    for target in phony[1].split():
+        assert re.search(rf"^  {re.escape(target)} +\S", done.stdout, re.MULTILINE)
+    assert checkout.calls == []
+
+
+def test_setup_is_done_once_until_pyproject_changes(checkout: Checkout) -> None:
+    for _ in range(2):
+        done = checkout.make("setup")
+        assert (done.returncode, done.stderr) == (0, "")
+    install = "-m|pip|--disable-pip-version-check|install|--quiet|-e|.[test,quality]|STOP_AFTER=unset"
+    assert checkout.calls == ["-m|venv|.venv|STOP_AFTER=unset", install]
+    with (checkout.root / "pyproject.toml").open("a") as stream:
+        stream.write("\n# changed\n")
+    assert checkout.make("setup").returncode == 0
+    assert checkout.calls[2:] == [install]
+
+
+def test_setup_with_another_environment_python_and_torch_index(checkout: Checkout, tmp_path: Path) -> None:
+    own = tmp_path / "own python" / "python3.12"
+    checkout.stub(own)
+    done = checkout.make("setup", f"VENV={tmp_path}/my env", f"PYTHON={own}", "TORCH_INDEX=https://index/cpu")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert checkout.calls[0].startswith(f"-m|venv|{tmp_path}/my env|")
+    assert "|--index-url|https://index/cpu|torch>=2.4,<3|torchvision>=0.19,<1|" in checkout.calls[1]
+    assert not (checkout.root / ".venv").exists()
+
+
+def test_an_unfit_python_is_refused_plainly(checkout: Checkout) -> None:
+    done = checkout.make("setup", f"PYTHON={checkout.bin}/python3", STUB_CHECK="1")
+    assert done.returncode != 0
+    assert "heatlens needs Python 3.10 to 3.13 with venv and pip" in done.stderr
+    assert checkout.calls == []
+
+
+def test_a_failed_installation_is_tried_again(checkout: Checkout) -> None:
+    text = STUB.replace(
+        "if [[ $2 == venv ]]", "if [[ $2 == pip && -e $LOG.broken ]]; then exit 1; fi\nif [[ $2 == venv ]]"
+    )
+    (checkout.bin / "python3").write_text(text)
+    broken = Path(f"{checkout.log}.broken")
+    broken.touch()
+    assert checkout.make("setup").returncode != 0
+    broken.unlink()
+    assert checkout.make("setup").returncode == 0
+    assert checkout.calls[-1].startswith("-m|pip|")
+
+
+def test_local_test_hands_on_only_what_was_given(checkout: Checkout) -> None:
+    def stage_call(*words: str) -> str:
+        done = checkout.make("local-test", *words)
+        assert (done.returncode, done.stderr) == (0, "")
+        return checkout.calls[-1]
+
+    stage = checkout.root / "Attention_Map"
+    start = f"{stage}/scripts/generate_heatmaps.py|--config|{stage}/configs/demo/exp_00_phantom.conf|"
+    assert stage_call() == f"{start}STOP_AFTER=unset"
+    assert stage_call("STOP_AFTER=7") == f"{start}STOP_AFTER=7"
+    assert stage_call("STOP_AFTER=") == f"{start}STOP_AFTER="
+    other = checkout.root / "configs" / "other one.conf"
+    other.touch()
+    assert f"|--config|{stage}/configs/other one.conf|" in stage_call("CONF=configs/other one.conf")
+
+
+def test_a_failing_stage_fails_make(checkout: Checkout) -> None:
+    done = checkout.make("local-test", "CONF=none.conf")
+    assert done.returncode != 0
+    assert "no such .conf file: none.conf" in done.stderr
