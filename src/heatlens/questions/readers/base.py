@@ -1,0 +1,82 @@
+"""What all file readers share: files in order, layout check, row numbers, errors of the file system."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+from heatlens.errors import DataSetError
+from heatlens.questions.readers.draft import unusable
+from heatlens.questions.readers.jsonfiles import Record
+from heatlens.questions.readers.sources import SourceFile, find_files
+from heatlens.questions.rows import QuestionRow, question_type_named
+
+
+class FileReader:
+    """A data set in files. Subclasses give ``records`` (what a file holds) and ``row`` (what a record means).
+
+    Images are looked up in the folder that DATASET_PATH lies in unless IMAGE_ROOT says otherwise. Question
+    ids are "<file stem>:<id within the file>", because the formats number their questions per file.
+    """
+
+    suffixes: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sources = find_files(path, self.suffixes)
+
+    def files(self) -> list[Path]:
+        """The files in data-set order."""
+        return [source.path for source in self._sources]
+
+    def image_root(self) -> Path | None:
+        """The folder of the data set."""
+        return self._path if self._path.is_dir() else self._sources[0].path.parent
+
+    def rows(self) -> Iterator[QuestionRow]:
+        """All rows, streamed. Raises DataSetError for a file that cannot be read or has another layout."""
+        number = 0
+        for source in self._sources:
+            with _reading(source):
+                for record in self.records(source):
+                    if record.data is None:
+                        yield self.broken(record, source, number)
+                    else:
+                        yield self.row(record, source, number)
+                    number += 1
+
+    def records(self, source: SourceFile) -> Iterator[Record]:
+        """The file's records, its layout checked."""
+        raise NotImplementedError
+
+    def row(self, record: Record, source: SourceFile, number: int) -> QuestionRow:
+        """A record with data as a row."""
+        raise NotImplementedError
+
+    def broken(self, record: Record, source: SourceFile, number: int) -> QuestionRow:
+        """A record that could not be parsed. What the file's name says about its questions still holds."""
+        identity = f"{source.stem}:row{record.place}"
+        return unusable(number, place(source, record), identity, record.error, type_of_file(source.stem))
+
+
+def place(source: SourceFile, record: Record) -> str:
+    """Where a record stands, for people: "file.jsonl:7"."""
+    return f"{source.label}:{record.place}"
+
+
+@lru_cache(maxsize=64)
+def type_of_file(stem: str) -> str:
+    """The question type that a file's name tells ("open_ended_question.jsonl"), or ""."""
+    return question_type_named(stem.rpartition("/")[2], loose=False)
+
+
+@contextmanager
+def _reading(source: SourceFile) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataSetError(f"{source.path}: cannot be read: {error}") from error

@@ -1,0 +1,44 @@
+"""GEMeX: JSON lines, one file per question type (arXiv 2411.16778, the authors' public sample)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from heatlens.questions.readers.base import FileReader, place, type_of_file
+from heatlens.questions.readers.draft import Draft
+from heatlens.questions.readers.jsonfiles import Record
+from heatlens.questions.readers.layouts import checked_json
+from heatlens.questions.readers.sources import SourceFile
+from heatlens.questions.rows import LETTERBOX_224, QuestionRow, question_type_by_shape
+
+
+class GemexReader(FileReader):
+    """Rows of GEMeX. ``reason`` and ``ori_report`` are never looked at.
+
+    ``question_id`` is "<file stem>:<q_id>", for q_id counts the questions of one file. The question type is
+    told by the file's name, or by the row's shape where the name says nothing. Boxes are in ``letterbox224``.
+    """
+
+    suffixes = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+
+    def records(self, source: SourceFile) -> Iterator[Record]:
+        """The JSON objects of one file (lines, or one list)."""
+        return checked_json("gemex", source)
+
+    def row(self, record: Record, source: SourceFile, number: int) -> QuestionRow:
+        """One GEMeX object as a row."""
+        data, draft = record.data or {}, Draft()
+        choices = draft.choices(data.get("choices"))
+        identity = draft.label(data.get("q_id"), "q_id") or f"row{record.place}"
+        return draft.row(
+            number,
+            place(source, record),
+            image_path=draft.text(data.get("image_path"), "image_path", required=True),
+            question_id=f"{source.stem}:{identity}",
+            question=draft.text(data.get("question"), "question", required=True),
+            answer=draft.answer(data.get("answer")),
+            choices=choices,
+            question_type=type_of_file(source.stem) or question_type_by_shape(data.get("answer"), choices),
+            content_type=draft.label(data.get("type"), "type"),
+            regions=draft.regions(data.get("visual_regions"), data.get("visual_locations"), LETTERBOX_224),
+        )

@@ -1,0 +1,1 @@
+"""Pixels out: colour tables, blending, encoding."""

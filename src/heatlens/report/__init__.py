@@ -1,0 +1,1 @@
+"""Pictures about a run, made from what the run wrote."""
