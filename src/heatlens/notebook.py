@@ -79,9 +79,7 @@ def _adapter(
         import open_clip
 
         settings = dict(open_clip.get_model_preprocess_cfg(model))
-        return ClipAdapter(
-            model, tokenizer, name=type(model).__name__, preprocess=settings, target_layer=target_layer
-        )
+        return ClipAdapter(model, tokenizer, name=type(model).__name__, preprocess=settings, target_layer=target_layer)
     return load_clip(str(model), device=resolve_device(device), target_layer=target_layer)
 
 

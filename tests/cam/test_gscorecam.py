@@ -61,6 +61,17 @@ def test_results_do_not_depend_on_what_shares_a_batch():
         assert torch.equal(both[row], alone)
 
 
+@pytest.mark.parametrize("method", ["gScoreCAM", "GradCAM"])
+def test_a_map_has_the_same_bits_whatever_else_is_asked(method):
+    model = tiny_clip()
+    image = noise_images(1, model)
+    engine = CamEngine(model, method=method, top_k=20, batch_size=8, precision="fp32")
+    (many,) = engine.explain(image, [[model.target(p) for p in PROMPTS]])
+    for position, prompt in enumerate(PROMPTS):
+        (alone,) = engine.explain(image, [[model.target(prompt)]])
+        assert torch.equal(alone[0], many[position])
+
+
 def test_masked_forwards_are_the_union_of_the_channels():
     model = tiny_clip()
     image = noise_images(1, model)

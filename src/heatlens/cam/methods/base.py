@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from heatlens.cam.capture import Reference
@@ -42,8 +43,13 @@ class CamMethod(ABC):
 
 
 def weighted_activations(weights: Tensor, activations: Tensor) -> Tensor:
-    """``ReLU(sum_c w_c A_c)``: weights (T, C) and activations (C, h, w) -> (T, h, w)."""
-    return (weights @ activations.flatten(1)).reshape(-1, *activations.shape[1:]).relu()
+    """``ReLU(sum_c w_c A_c)``: weights (T, C) and activations (C, h, w) -> (T, h, w).
+
+    One product per target: in a joint one the last bits of a map would depend on how many others are asked for.
+    """
+    flat = activations.flatten(1)
+    maps = [(row[None] @ flat).reshape(activations.shape[1:]).relu() for row in weights]
+    return torch.stack(maps) if maps else activations.new_zeros((0, *activations.shape[1:]))
 
 
 def required_gradients(reference: Reference) -> Tensor:

@@ -1,0 +1,72 @@
+"""A CLIP model and a CAM engine behind the runner's :class:`~heatlens.batch.protocols.Explainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from heatlens.batch.protocols import Explanation, Placed
+from heatlens.cam.engine import CamEngine
+from heatlens.cam.protocols import PatchGrid
+from heatlens.images.geometry import FrameGeometry
+from heatlens.models.devices import resolve_device
+from heatlens.models.loading import load_clip
+
+if TYPE_CHECKING:
+    from heatlens.config import Settings
+    from heatlens.images.film import Film
+
+
+class ModelExplainer:
+    """Loads what MODEL names and explains with CAM_VERSION. ModelError when either does not work."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._preprocess = settings.preprocess
+        self._model = load_clip(
+            settings.model,
+            revision=settings.model_revision or None,
+            device=resolve_device(settings.device),
+            target_layer=settings.target_layer,
+        )
+        self._engine = CamEngine(
+            self._model,
+            method=settings.cam_version,
+            top_k=settings.topk,
+            batch_size=settings.batch_size,
+            precision=settings.precision,
+            allow_zero_gradient=settings.allow_zero_gradient,
+        )
+
+    @property
+    def grid(self) -> PatchGrid:
+        """Where the maps' cells lie in the model's frame."""
+        return self._engine.grid
+
+    def place(self, film: Film) -> Placed:
+        """The film letterboxed, cropped or squashed into the model's frame."""
+        geometry = FrameGeometry.fit(self._preprocess, source=film.size, frame=self._model.frame)
+        return Placed(geometry, geometry.place(film.pixels))
+
+    def explain(self, frame: np.ndarray, prompts: Sequence[str]) -> list[Explanation]:
+        """One explanation per prompt of one image."""
+        targets = [self._model.target(prompt) for prompt in prompts]
+        (found,) = self._engine.explain_full(self._model.prepare([frame]), [targets])
+        return [
+            Explanation(
+                map=found.maps[position].numpy(),
+                score=float(found.scores[position]),
+                warnings=tuple(found.warnings[position]),
+                truncated=self._model.truncates(prompt),
+            )
+            for position, prompt in enumerate(prompts)
+        ]
+
+    def settings(self) -> Mapping[str, object]:
+        """What determines the maps, as the engine resolved it."""
+        return self._engine.settings()
+
+    def close(self) -> None:
+        """Hooks live only inside a pass; nothing is left to give back."""
+        self._engine.__exit__(None, None, None)

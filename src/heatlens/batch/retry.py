@@ -1,0 +1,56 @@
+"""The command that retries a run's failures, as one line to paste into a shell."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from heatlens.config import Settings
+
+# A container launcher sets this to the command as its user typed it: paths inside a container mean nothing
+# to the reader of failures.csv.
+HOST_COMMAND = "HEATLENS_HOST_COMMAND"
+
+# Not part of a retry: it must not move the results away, and it is for all shards together.
+_LEFT_OUT = frozenset({"OVERWRITE", "RETRY_FAILED", "SHARD_INDEX", "NUM_SHARDS"})
+
+
+def retry_command(settings: Settings) -> str:
+    """What to type to make the failed heat maps again, with every setting that was not the .conf's."""
+    if host := os.environ.get(HOST_COMMAND):
+        return f"RETRY_FAILED=true {host}"
+    words = [sys.executable or "python3", str(_script())]
+    if settings.config is not None:
+        words += ["--config", str(settings.config)]
+    words += _overriding_flags(settings)
+    return shlex.join([*words, "--retry-failed", "true"])
+
+
+def _script() -> Path:
+    return Path(sys.argv[0] or "generate_heatmaps.py").absolute()
+
+
+def _overriding_flags(settings: Settings) -> list[str]:
+    """Settings that came from flags or the environment, as flags."""
+    from heatlens.config import KEYS
+
+    words: list[str] = []
+    for name, key in KEYS.items():
+        if settings.origins.get(name) in ("flag", "environment") and name not in _LEFT_OUT:
+            words += [key.flag, text_of(getattr(settings, name.lower()))]
+    return words
+
+
+def text_of(value: object) -> str:
+    """A key's typed value as the text that gives it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value))
+    return str(value)

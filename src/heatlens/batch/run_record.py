@@ -1,0 +1,172 @@
+"""``run.json``: what was run, with what, and how it went. Written last, so that it vouches for the rest.
+
+Keys: ``status`` ("complete", "partial" after a stop, "failed" above MAX_FAILURE_RATE), ``exit_code``,
+``stage``, ``counts``, ``timings`` (seconds summed over all finished images, as the ledgers have them, and
+peak memory), ``warnings``, ``announcements``, ``config`` (KEY -> value and origin), ``fingerprint``,
+``engine``, ``weights``, ``versions``, ``git_commit``, ``files`` (name -> SHA-256 of every table),
+``covers`` (a digest of plan, settings and ledgers: when it still fits, a second call has nothing to do).
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heatlens.batch.fingerprint import ENGINE, plain
+from heatlens.batch.ledger import ledger_paths
+from heatlens.batch.merge import Outcome
+from heatlens.files import atomic_write, digest_file, digest_text
+
+if TYPE_CHECKING:
+    from heatlens.config import Settings
+    from heatlens.questions.plan import Plan
+
+RUN_RECORD = "run.json"
+_PACKAGES = {
+    "torch": "torch",
+    "open_clip": "open_clip_torch",
+    "timm": "timm",
+    "transformers": "transformers",
+    "opencv": "opencv-python-headless",
+    "numpy": "numpy",
+    "pillow": "pillow",
+    "pyarrow": "pyarrow",
+}
+
+
+def write_run_record(
+    settings: Settings,
+    plan: Plan,
+    outcome: Outcome,
+    *,
+    status: str,
+    exit_code: int,
+    fingerprint: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    tables: Iterable[Path],
+    warnings: Iterable[str],
+    call_seconds: float,
+) -> Path:
+    """Write ``run.json`` atomically and return its path."""
+    results = settings.results_dir
+    record = {
+        "status": status,
+        "exit_code": exit_code,
+        "stage": settings.stage,
+        "counts": counts(plan, outcome),
+        "timings": _timings(outcome, call_seconds),
+        "warnings": list(warnings),
+        "announcements": list(settings.announcements),
+        "config": config_with_origins(settings),
+        "fingerprint": plain(dict(fingerprint)),
+        "engine": _stored_engine(results),
+        "weights": plain(dict(weights)),
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "files": {path.name: digest_file(path) for path in tables},
+        "covers": coverage(settings, plan),
+    }
+    path = results / RUN_RECORD
+    atomic_write(path, json.dumps(record, indent=1, ensure_ascii=True) + "\n")
+    return path
+
+
+def finished_before(settings: Settings, plan: Plan) -> dict[str, Any] | None:
+    """The record of an earlier call that did all of this, with every table still as it was written."""
+    results = settings.results_dir
+    try:
+        record = json.loads((results / RUN_RECORD).read_text(encoding="utf-8"))
+        if record["status"] == "partial" or record["covers"] != coverage(settings, plan):
+            return None
+        intact = all(digest_file(results / name) == digest for name, digest in record["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return record if intact else None
+
+
+def coverage(settings: Settings, plan: Plan) -> str:
+    """Changes whenever a merge could give something else: plan, settings, ledgers."""
+    ledgers = [f"{path.parent.name}:{path.stat().st_size}" for path in ledger_paths(settings.results_dir)]
+    return digest_text(plan.digest, json.dumps(config_with_origins(settings), sort_keys=True), *ledgers)
+
+
+def counts(plan: Plan, outcome: Outcome) -> dict[str, int]:
+    """Rows and images asked for; heat maps made, failed and missing."""
+    return {
+        "rows": plan.rows,
+        "bad_rows": len(plan.bad_rows),
+        "images": len(plan.images),
+        "heat_maps": plan.heat_map_count,
+        "made": len(outcome.made),
+        "failed": len(outcome.failures),
+        "missing": sum(outcome.missing.values()),
+        "beyond_this_run": outcome.beyond,
+        "constant_maps": sum(1 for one in outcome.made if one.record.statistics.get("constant")),
+        "truncated_prompts": sum(1 for one in outcome.made if one.record.prompt_truncated),
+        "whole_film_masks": sum(1 for one in outcome.made if one.record.statistics.get("whole_film")),
+    }
+
+
+def config_with_origins(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Every key with its value and where it came from."""
+    from heatlens.config import KEYS
+
+    origins = settings.origins
+    return {
+        name: {"value": plain(getattr(settings, name.lower())), "origin": origins.get(name, "default")} for name in KEYS
+    }
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Python, this program and the packages that decide what a picture looks like."""
+    from heatlens import __version__
+
+    found = {"heatlens": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name, package in _PACKAGES.items():
+        try:
+            found[name] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+@lru_cache(maxsize=1)
+def git_commit() -> str:
+    """The checkout's commit, with ``+changes`` when files differ from it; "" outside a checkout."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return f"{commit}+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _git(root: Path, *words: str) -> str:
+    command = ["git", "-C", str(root), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
+
+def _timings(outcome: Outcome, call_seconds: float) -> dict[str, float]:
+    clocks = {f"{name}_s": round(value, 3) for name, value in sorted(outcome.finished.seconds.items())}
+    return {
+        **clocks,
+        "total_s": round(sum(outcome.finished.seconds.values()), 3),
+        "last_call_s": round(call_seconds, 3),
+        "peak_rss_mib": round(outcome.finished.peak_rss_mib, 1),
+    }
+
+
+def _stored_engine(results: Path) -> Any:
+    try:
+        return json.loads((results / ENGINE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,135 @@
+"""From a map on the patch grid to a final map in the picture's frame: what all stages share.
+
+Order: patch grid -> the picture's frame (source coordinates, half-pixel centres) -> times body mask ->
+min-max inside the mask. Pixels that the model never saw (PREPROCESS=crop) count like pixels outside the body
+for the range, and are marked in ``seen``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heatlens.batch.protocols import Placed, Statistic
+from heatlens.cam.protocols import PatchGrid
+from heatlens.errors import ItemError
+from heatlens.images.bodymask import body_mask
+from heatlens.images.film import Film
+from heatlens.images.geometry import FrameGeometry
+from heatlens.render.overlay import normalise, output_size, resize_film
+
+# What every stage can say about a heat map, with types, for details.parquet.
+MAP_COLUMNS: Mapping[str, type] = {
+    "map_min": float,
+    "map_max": float,
+    "map_mean": float,
+    "constant": bool,
+    "peak_x": float,
+    "peak_y": float,
+    "seen_fraction": float,
+    "body_fraction": float,
+    "whole_film": bool,
+    "image_notes": str,
+}
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """What all heat maps of one image share.
+
+    ``picture`` is the film at the output size, uint8 (h, w) or (h, w, 3); ``body`` (h, w) bool; ``source``
+    the film's own (width, height).
+    """
+
+    picture: NDArray[np.uint8]
+    body: NDArray[np.bool_]
+    body_fraction: float
+    whole_film: bool
+    source: tuple[int, int]
+    geometry: FrameGeometry
+    grid: PatchGrid
+    notes: tuple[str, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the output."""
+        return self.picture.shape[1], self.picture.shape[0]
+
+    def statistics(self) -> dict[str, Statistic]:
+        """Numbers of the image itself."""
+        return {
+            "geometry": json.dumps(self.geometry.as_dict(), sort_keys=True),
+            "body_fraction": self.body_fraction,
+            "whole_film": self.whole_film,
+            "image_notes": "; ".join(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class FinalMap:
+    """``values`` float32 (h, w) in 0..1, 0 outside body and view; ``seen`` (h, w) bool."""
+
+    values: NDArray[np.float32]
+    seen: NDArray[np.bool_]
+    constant: bool
+
+
+def open_view(film: Film, placed: Placed, grid: PatchGrid, *, longest: int | None, mask_body: bool) -> ImageView:
+    """Resize the film and find the body, once per image. ``longest`` is OUTPUT_SIZE."""
+    size = output_size(film.size, longest)
+    notes = film.notes
+    if mask_body:
+        # On the film's own pixels: the body must not depend on how large the picture is to be.
+        found = body_mask(film.pixels)
+        body, fraction, whole = nearest(found.mask, size), float(found.mask.mean()), found.whole_film
+        if whole and found.reason:
+            notes = (*notes, f"no body mask: {found.reason}")
+    else:
+        body, fraction, whole = np.ones((size[1], size[0]), dtype=bool), 1.0, False
+    picture = resize_film(film.pixels, size)
+    return ImageView(picture, body, fraction, whole, film.size, placed.geometry, grid, notes)
+
+
+def final_map(view: ImageView, grid_map: NDArray[np.float32]) -> FinalMap:
+    """The map as it is coloured. ItemError (explain) when it is not finite."""
+    if not np.isfinite(grid_map).all():
+        raise ItemError("explain", "the map is not finite")
+    values, seen = view.geometry.map_to_source(grid_map, view.grid, view.size)
+    inside = view.body & seen
+    scaled, constant = normalise(values * view.body, inside)
+    return FinalMap(scaled, seen, constant)
+
+
+def map_statistics(view: ImageView, grid_map: NDArray[np.float32], final: FinalMap) -> dict[str, Statistic]:
+    """Numbers of one heat map: range of the raw map, and where the final one is hottest, in source pixels.
+
+    The peak is the centre of the hottest output pixel; None for a constant map, which has no peak.
+    """
+    peak_x: float | None = None
+    peak_y: float | None = None
+    if not final.constant:
+        row, column = np.unravel_index(int(final.values.argmax()), final.values.shape)
+        (width, height), (source_width, source_height) = view.size, view.source
+        peak_x = (float(column) + 0.5) * source_width / width
+        peak_y = (float(row) + 0.5) * source_height / height
+    return {
+        "map_min": float(grid_map.min()),
+        "map_max": float(grid_map.max()),
+        "map_mean": float(grid_map.mean(dtype=np.float64)),
+        "constant": final.constant,
+        "peak_x": peak_x,
+        "peak_y": peak_y,
+        "seen_fraction": float(final.seen.mean()),
+    }
+
+
+def nearest(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """``mask`` (H, W) at ``size`` (width, height): each output pixel takes the value under its centre."""
+    height, width = mask.shape
+    rows = ((np.arange(size[1]) + 0.5) * height / size[1]).astype(np.intp)
+    columns = ((np.arange(size[0]) + 0.5) * width / size[0]).astype(np.intp)
+    return mask[rows[:, None], columns[None, :]]
