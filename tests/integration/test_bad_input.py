@@ -94,7 +94,7 @@ def test_the_run_goes_on_and_ends_well(outcome):
     ("needle", "reason"),
     [
         ("missing.png", "missing.png"),
-        ("short.jpg", "truncated"),
+        ("short.jpg", "cut off"),
         ("text.png", ""),
         ("empty.png", "empty"),
         ("dot.png", "1x1"),

@@ -50,6 +50,7 @@ def make_fingerprint(
         "BATCH_SIZE": batch_size,
         "DATASET_PATH (content)": data_digest,
         "MODEL (weights)": weights.get("weights_sha256") or json.dumps(plain(dict(weights)), sort_keys=True),
+        "MODEL (config)": weights.get("config_sha256", ""),
     }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from heatlens.errors import ModelError, one_line
-from heatlens.files import digest_file
+from heatlens.files import digest_file, digest_text
 from heatlens.registry import nearest_hint
 
 DEMO = "demo"
@@ -58,6 +58,7 @@ class ModelSource:
             "weights_file": self.checkpoint.name,
             "weights_bytes": self.checkpoint.stat().st_size,
             "weights_sha256": _digest(self.checkpoint.resolve()),
+            "config_sha256": digest_text(json.dumps(self.config, sort_keys=True)) if self.config else "",
         }
 
 
