@@ -34,7 +34,7 @@ local-test: setup ## run the demo experiment (CONF=..., STOP_AFTER=...), without
 	@$(ENTER) cd Attention_Map; HEATLENS_PYTHON="$$py" bash submit_heatmap_gen.sh "$$CONF"
 
 test: setup ## run the tests
-	@$(ENTER) "$$py" -m pytest -n 2 tests
+	@$(ENTER) "$$py" -m pytest -n 2 --dist loadgroup tests
 
 quality: setup ## lint, formatting, types and shell scripts
 	@$(ENTER) ruff check .; ruff format --check .; mypy; \

@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--findings", type=int, default=300)
     parser.add_argument("--first-seed", type=int, default=1_000_000, help="held-out seeds start at 1000000")
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--top-k", type=int, default=100)
+    parser.add_argument("--top-k", type=int, default=160, help="as in configs/demo/exp_00_phantom.conf")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--rows", type=int, default=len(ROWS), help="only the first N rows of the table")
     args = parser.parse_args()

@@ -20,9 +20,7 @@ in_one_folder = settings(quick, suppress_health_check=[HealthCheck.function_scop
 """For tests whose examples may overwrite each other's files."""
 
 
-def make_row(
-    number: int = 0, image: str = "a.png", regions: Iterable[str] = (), **fields: Any
-) -> QuestionRow:
+def make_row(number: int = 0, image: str = "a.png", regions: Iterable[str] = (), **fields: Any) -> QuestionRow:
     """A usable row; regions by name."""
     values: dict[str, Any] = {
         "source": f"rows.jsonl:{number + 1}",

@@ -19,9 +19,7 @@ def data_path(name: str, folder: Path) -> Path:
     """The data set ``name``; ThinkVG's rows are kept as readable JSON and become Parquet here."""
     if name != "thinkvg":
         return DATA / {"gemex": "gemex", "gemex_train": "train.json", "table": "table.csv"}[name]
-    pq.write_table(
-        pa.Table.from_pylist(json.loads((DATA / "thinkvg.json").read_text())), folder / "thinkvg.parquet"
-    )
+    pq.write_table(pa.Table.from_pylist(json.loads((DATA / "thinkvg.json").read_text())), folder / "thinkvg.parquet")
     return folder / "thinkvg.parquet"
 
 

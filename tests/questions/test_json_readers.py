@@ -54,9 +54,7 @@ def test_byte_order_mark_crlf_empty_lines_and_no_newline_at_the_end(tmp_path):
 
 def test_bytes_that_are_not_utf8_spoil_their_own_row_only(tmp_path):
     bad = b'{"question": "Wo\xff?", "image_path": "a.png"}'
-    rows = gemex(
-        tmp_path, b"\n".join([json.dumps(GOOD).encode(), bad, b"\xfe\xff\x00", json.dumps(GOOD).encode()])
-    )
+    rows = gemex(tmp_path, b"\n".join([json.dumps(GOOD).encode(), bad, b"\xfe\xff\x00", json.dumps(GOOD).encode()]))
     assert [bool(row.error) for row in rows] == [False, True, True, False]
     assert "question is not valid Unicode" in rows[1].error
     assert (rows[1].question, rows[1].image_path) == ("Wo\ufffd?", "a.png")
@@ -161,9 +159,7 @@ def test_a_line_of_any_length_is_one_row(tmp_path, monkeypatch):
 @in_one_folder
 @given(st.text(), st.text(), st.lists(st.text(), max_size=3), st.booleans())
 def test_hostile_texts_arrive_unchanged(tmp_path, question, answer, choices, ascii_only):
-    line = json.dumps(
-        {**GOOD, "question": question, "answer": answer, "choices": choices}, ensure_ascii=ascii_only
-    )
+    line = json.dumps({**GOOD, "question": question, "answer": answer, "choices": choices}, ensure_ascii=ascii_only)
     (row,) = gemex(tmp_path, line.encode("utf-8", "surrogatepass"))
     whole = "".join([question, answer, *choices])
     spoilt = any("\ud800" <= character <= "\udfff" for character in whole)
@@ -194,9 +190,7 @@ def test_a_list_reads_the_same_through_any_window(tmp_path, items, indent, chunk
         records = array(tmp_path, text)
     expected = json.loads(text)
     assert [record.place for record in records] == list(range(1, len(expected) + 1))
-    assert [record.data for record in records] == [
-        item if isinstance(item, dict) else None for item in expected
-    ]
+    assert [record.data for record in records] == [item if isinstance(item, dict) else None for item in expected]
 
 
 def test_a_list_is_not_held_in_memory(tmp_path, monkeypatch):
@@ -204,9 +198,7 @@ def test_a_list_is_not_held_in_memory(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text(json.dumps([{"n": n} for n in range(50_000)]))
     windows = []
     grow = jsonfiles._Window._grow
-    monkeypatch.setattr(
-        jsonfiles._Window, "_grow", lambda window: (grow(window), windows.append(len(window._text)))[0]
-    )
+    monkeypatch.setattr(jsonfiles._Window, "_grow", lambda window: (grow(window), windows.append(len(window._text)))[0])
     assert sum(1 for _ in jsonfiles.read_array(SourceFile(tmp_path / "a.json", "a.json", "a"))) == 50_000
     assert max(windows) < 10_000
 

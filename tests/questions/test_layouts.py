@@ -19,9 +19,7 @@ NAMES = ["gemex", "gemex_train", "thinkvg", "table"]
 @pytest.fixture
 def files(tmp_path):
     """One file of each layout, without telling names."""
-    pq.write_table(
-        pa.Table.from_pylist(json.loads((DATA / "thinkvg.json").read_text())), tmp_path / "thinkvg"
-    )
+    pq.write_table(pa.Table.from_pylist(json.loads((DATA / "thinkvg.json").read_text())), tmp_path / "thinkvg")
     (tmp_path / "gemex").write_bytes((DATA / "gemex" / "open_ended_question.jsonl").read_bytes())
     (tmp_path / "gemex_train").write_bytes((DATA / "train.json").read_bytes())
     (tmp_path / "table").write_bytes((DATA / "table.csv").read_bytes())

@@ -34,9 +34,7 @@ def data_sets(draw: st.DrawFn) -> list:
     cells = st.tuples(st.sampled_from(IMAGES), names, st.booleans(), st.sampled_from(["finding", "size"]))
     return [
         make_row(number, image, regions, error="rows.jsonl: no question" if broken else "", content_type=kind)
-        for number, (image, regions, broken, kind) in enumerate(
-            draw(st.lists(cells, min_size=1, max_size=25))
-        )
+        for number, (image, regions, broken, kind) in enumerate(draw(st.lists(cells, min_size=1, max_size=25)))
     ]
 
 
@@ -75,9 +73,7 @@ def test_numbers_are_dense_per_image_and_names_unique(rows):
 @given(data_sets())
 def test_every_selected_row_is_planned_or_bad(rows):
     plan = plan_of(rows)
-    assert {entry.row for entry in heat_maps(plan)} | {bad.row for bad in plan.bad_rows} == set(
-        range(len(rows))
-    )
+    assert {entry.row for entry in heat_maps(plan)} | {bad.row for bad in plan.bad_rows} == set(range(len(rows)))
     assert plan.rows == len(rows)
     assert [bad.row for bad in plan.bad_rows] == sorted(bad.row for bad in plan.bad_rows)
 
@@ -106,9 +102,7 @@ def test_spellings_of_one_image_share_their_numbers():
     paths = ["p10/p10000001/s5/a.jpg", "/files/p10/p10000001/s5/a.jpg", "files/p10/p10000001/s5/./a.jpg"]
     plan = plan_of([make_row(number, path) for number, path in enumerate(paths)])
     assert [image.image_path for image in plan.images] == ["files/p10/p10000001/s5/a.jpg"]
-    assert [entry.output for entry in heat_maps(plan)] == [
-        f"files/p10/p10000001/s5/a_idx{n}" for n in (1, 2, 3)
-    ]
+    assert [entry.output for entry in heat_maps(plan)] == [f"files/p10/p10000001/s5/a_idx{n}" for n in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("path", ["", "  ", "../../x", "a/../b.png", "C:\\x.png", "a\0b.png", "//etc/passwd"])

@@ -127,9 +127,7 @@ def test_broken_rows_stay_unless_their_fields_say_otherwise():
     broken = [
         make_row(0, "", question_type="", content_type="", error="not valid JSON"),
         make_row(1, "", question_type="open_ended", content_type="", error="not valid JSON"),
-        make_row(
-            2, "a.png", question_type="open_ended", content_type="size", error="no question", split="train"
-        ),
+        make_row(2, "a.png", question_type="open_ended", content_type="size", error="no question", split="train"),
         make_row(3, "a.png", question_type="", content_type="size"),
         make_row(4, "a.png", question_type="closed_ended", content_type="size", split="test"),
     ]
@@ -140,7 +138,5 @@ def test_broken_rows_stay_unless_their_fields_say_otherwise():
 
 def test_a_selection_that_fits_no_row_says_what_there_is():
     rows = [make_row(0, split="train"), make_row(1, split="validate")]
-    with pytest.raises(
-        ConfigError, match=r"none of the 2 rows: SPLIT=tset; SPLIT has the values: train, validate"
-    ):
+    with pytest.raises(ConfigError, match=r"none of the 2 rows: SPLIT=tset; SPLIT has the values: train, validate"):
         plan_of(rows, selection=Selection(split="tset"))

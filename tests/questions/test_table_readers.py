@@ -48,9 +48,7 @@ def test_hostile_texts_through_parquet_and_json(tmp_path, cells):
     rows = [{"image": "a.png", "question": question, "answer": answer} for question, answer in cells]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
     (tmp_path / "t.json").write_text(json.dumps(rows))
-    (tmp_path / "t.jsonl").write_text(
-        "\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8"
-    )
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
     for name in ("t.parquet", "t.json", "t.jsonl"):
         assert [(row.question, row.answer) for row in TableReader(tmp_path / name).rows()] == cells, name
 

@@ -57,7 +57,7 @@ def body_mask(pixels: NDArray[np.uint8]) -> BodyMask:
 def _body(small: NDArray[np.uint8]) -> NDArray[np.bool_]:
     scale = max(small.shape) / WORK_SIDE
     plain = cv2.morphologyEx(small, cv2.MORPH_OPEN, _disk(max(1, round(STROKE_RADIUS * scale))))
-    dark = plain <= threshold_otsu(small) / 2
+    dark = plain <= _otsu(small) / 2
     radius = max(1, round(OPENING_RADIUS * scale))
     # The edge goes on outside: a dark strip along it, thinner than the disk, is background all the same.
     padded = np.pad(dark, radius, mode="edge").astype(np.uint8)
@@ -69,6 +69,16 @@ def _body(small: NDArray[np.uint8]) -> NDArray[np.bool_]:
     largest = int(np.bincount(parts[parts > 0]).argmax())
     filled: NDArray[np.bool_] = binary_fill_holes(parts == largest)
     return filled
+
+
+def _otsu(small: NDArray[np.uint8]) -> float:
+    """Otsu's threshold, in the middle of the gap where several thresholds split the levels alike.
+
+    scikit-image returns the lowest of them; on a clean film half of that lies within the noise of the air.
+    """
+    low = int(threshold_otsu(small))
+    above = small[small > low]
+    return (low + int(above.min())) / 2 if above.size else float(low)
 
 
 def _disk(radius: int) -> NDArray[np.uint8]:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from heatlens.errors import ItemError, one_line
+from heatlens.images.endings import check_jpeg_end, check_png_chunks
 from heatlens.images.film import Film, Pixels, check_size, depth_of, grey_if_equal, to_eight_bits
 from heatlens.images.sniff import READABLE, kind_of
 
@@ -38,6 +39,8 @@ _READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "tiff": TiffImagePlugin.TiffImageFile,
     "webp": WebPImagePlugin.WebPImageFile,
 }
+
+_WHOLE: dict[str, Callable[[bytes], None]] = {"jpeg": check_jpeg_end, "png": check_png_chunks}
 
 _TURNS: dict[int, Callable[[Array], Array]] = {
     2: lambda a: a[:, ::-1],
@@ -92,7 +95,8 @@ def _read_bytes(path: Path) -> bytes:
 def _read_picture(data: bytes, kind: str) -> Film:
     with _READERS[kind](io.BytesIO(data)) as image:
         check_size(*image.size)
-        _check_end(data, kind)
+        if kind in _WHOLE:
+            _WHOLE[kind](data)
         orientation = _orientation(image)
         frames = getattr(image, "n_frames", 1)
         image.load()
@@ -105,14 +109,6 @@ def _read_picture(data: bytes, kind: str) -> Film:
     if pixels.ndim == 3:
         pixels = grey_if_equal(pixels)
     return Film(pixels, kind, bits, tuple(notes))
-
-
-def _check_end(data: bytes, kind: str) -> None:
-    """JPEG and PNG say where they end; without it the file was cut, even where a decoder would go on."""
-    if kind == "jpeg" and data.rfind(b"\xff\xd9") < data.find(b"\xff\xda"):
-        raise ItemError("decode", "the JPEG file is cut off (no end marker)")
-    if kind == "png" and data.rfind(b"IEND") < data.find(b"IDAT"):
-        raise ItemError("decode", "the PNG file is cut off (no IEND chunk)")
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:

@@ -60,7 +60,8 @@ def read_dicom(data: bytes) -> Film:
 def _check(dataset: Dataset) -> None:
     """Everything that can be said from the attributes, before decoding."""
     if "Rows" not in dataset or "Columns" not in dataset:
-        raise ItemError("decode", f"the DICOM file holds no picture (modality {dataset.get('Modality') or 'not given'})")
+        modality = dataset.get("Modality") or "not given"
+        raise ItemError("decode", f"the DICOM file holds no picture (modality {modality})")
     rows, columns = int(dataset.Rows or 0), int(dataset.Columns or 0)
     check_size(columns, rows)
     data = dataset.get("PixelData")
@@ -150,21 +151,28 @@ def _padding(stored: Array, dataset: Dataset) -> npt.NDArray[np.bool_] | None:
 def _voi(values: Array, padding: Array | None, dataset: Dataset, notes: list[str]) -> npt.NDArray[np.float32]:
     """Values of interest as 0..1: the VOI LUT, the first window, or min-max where the file has neither."""
     if dataset.get("VOILUTSequence"):
-        looked_up = apply_voi(np.rint(values).astype(np.int32), dataset)
-        full = (1 << depth_of(int(np.max(dataset.VOILUTSequence[0].LUTData)))) - 1
-        return np.minimum(looked_up / np.float32(full), 1).astype(np.float32)
+        return _voi_lut(values, dataset)
     centre, width = _first(dataset, "WindowCenter"), _first(dataset, "WindowWidth")
     if centre is not None and width is not None and width > 0:
         if isinstance(dataset.WindowCenter, MultiValue):
             notes.append(f"first of {len(dataset.WindowCenter)} windows ({centre:g}/{width:g})")
         return window(values, centre, width, str(dataset.get("VOILUTFunction") or "LINEAR"))
     if values.dtype == np.uint8 and values.dtype.itemsize * 8 == dataset.BitsStored:
-        return values.astype(np.float32) / 255  # an 8-bit picture is ready to be shown
+        return (values / 255).astype(np.float32)  # an 8-bit picture is ready to be shown
     inside = values if padding is None else values[~padding]
     low, high = float(inside.min()), float(inside.max())
     notes.append(f"no window in the file: scaled from its smallest to its largest value ({low:g} to {high:g})")
     scaled = (values.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-12))
-    return np.clip(scaled, 0, 1)
+    return np.clip(scaled, 0, 1).astype(np.float32)
+
+
+def _voi_lut(values: Array, dataset: Dataset) -> npt.NDArray[np.float32]:
+    """White is the depth that the table really uses: 12-bit tables are often declared as 16 bits."""
+    count, first = (int(value) for value in dataset.VOILUTSequence[0].LUTDescriptor[:2])
+    entries = apply_voi(np.arange(first, first + (count or 1 << 16), dtype=np.int32), dataset)
+    full = (1 << depth_of(int(entries.max()))) - 1
+    looked_up = apply_voi(np.rint(values).astype(np.int32), dataset)
+    return looked_up.astype(np.float32) / np.float32(full)
 
 
 def window(values: Array, centre: float, width: float, function: str = "LINEAR") -> npt.NDArray[np.float32]:
@@ -174,7 +182,7 @@ def window(values: Array, centre: float, width: float, function: str = "LINEAR")
         return (1 / (1 + np.exp(np.clip(-4 * (x - centre) / width, -80, 80)))).astype(np.float32)
     if function == "LINEAR":
         centre, width = centre - 0.5, max(width - 1, 1e-6)
-    return np.clip((x - np.float32(centre)) / np.float32(width) + np.float32(0.5), 0, 1)
+    return np.clip((x - np.float32(centre)) / np.float32(width) + np.float32(0.5), 0, 1).astype(np.float32)
 
 
 def _first(dataset: Dataset, name: str) -> float | None:

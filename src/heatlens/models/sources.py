@@ -40,7 +40,7 @@ _HUB_PATTERNS = ["open_clip_config.json", "*.txt", "tokenizer*.json", "special_t
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model's files: the ``checkpoint``, and a ``folder`` with open_clip_config.json or a built-in ``architecture``."""
+    """A model's files: its ``checkpoint``, and a ``folder`` with its config or a built-in ``architecture``."""
 
     model: str
     checkpoint: Path

@@ -57,9 +57,7 @@ class ImageTable:
                 identity, wanted = header.index("dicom_id"), header.index(column)
                 values = {row[identity]: known.setdefault(row[wanted], row[wanted]) for row in rows if row}
             except (ValueError, IndexError, csv.Error, OSError, EOFError) as error:
-                raise DataSetError(
-                    f"{path}: not a table with the columns dicom_id and {column}: {error}"
-                ) from error
+                raise DataSetError(f"{path}: not a table with the columns dicom_id and {column}: {error}") from error
         return cls(values)
 
     def of_image(self, image_path: str) -> str | None:

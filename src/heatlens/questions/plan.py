@@ -96,9 +96,7 @@ class Plan:
             raise ConfigError(f"SHARD_INDEX={index} of NUM_SHARDS={count}: allowed is 0 to NUM_SHARDS - 1")
         loads = [(0, shard) for shard in range(count)]
         mine = []
-        for place in sorted(
-            range(len(self.images)), key=lambda place: (-len(self.images[place].heat_maps), place)
-        ):
+        for place in sorted(range(len(self.images)), key=lambda place: (-len(self.images[place].heat_maps), place)):
             load, shard = loads[0]
             heapq.heapreplace(loads, (load + len(self.images[place].heat_maps), shard))
             if shard == index:
@@ -235,9 +233,7 @@ def _expand(
             fault = f"the prompt is empty: nothing in this row fills PROMPT_TEMPLATE={template!r}"
         if fault:
             reason = f"{row.source}: {fault}"
-            bad.append(
-                BadRow(row.number, row.source, image, row.question_id, row.question, share.name, reason)
-            )
+            bad.append(BadRow(row.number, row.source, image, row.question_id, row.question, share.name, reason))
             continue
         key = digest_text(image, row.question, share.name, prompt, output)
         heat_maps.append(

@@ -30,9 +30,7 @@ def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
         if field not in FIELDS:
             raise ConfigError(f"PROMPT_TEMPLATE={template!r}: unknown field {{{field}}}; {_allowed()}")
         if form or conversion:
-            raise ConfigError(
-                f"PROMPT_TEMPLATE={template!r}: write {{{field}}} without ! and :; {_allowed()}"
-            )
+            raise ConfigError(f"PROMPT_TEMPLATE={template!r}: write {{{field}}} without ! and :; {_allowed()}")
     return tuple((literal, field) for literal, field, _, _ in parsed)
 
 

@@ -143,9 +143,7 @@ class _Facet:
     def report(self) -> None:
         """Say once how many rows were left out because nothing is known about them."""
         if self._silent:
-            _log.warning(
-                "%s: %d rows are not selected, for nothing says what they are", self._key, self._silent
-            )
+            _log.warning("%s: %d rows are not selected, for nothing says what they are", self._key, self._silent)
 
     def met_text(self) -> str:
         """The values that occur, for the error text."""

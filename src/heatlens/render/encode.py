@@ -14,13 +14,13 @@ JPEG_QUALITY = 95
 
 
 def encode_png(rgb: NDArray[np.uint8]) -> bytes:
-    """uint8 RGB (h, w, 3) as PNG."""
-    return _encode(".png", rgb[..., ::-1])
+    """uint8 RGB (h, w, 3) or grey (h, w) as PNG."""
+    return _encode(".png", _to_bgr(rgb))
 
 
 def encode_jpg(rgb: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
-    """uint8 RGB (h, w, 3) as JPEG of ``quality`` 1..100."""
-    return _encode(".jpg", rgb[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, quality))
+    """uint8 RGB (h, w, 3) or grey (h, w) as JPEG of ``quality`` 1..100."""
+    return _encode(".jpg", _to_bgr(rgb), (cv2.IMWRITE_JPEG_QUALITY, quality))
 
 
 def encode_png16(values: NDArray[np.float32]) -> bytes:
@@ -31,12 +31,20 @@ def encode_png16(values: NDArray[np.float32]) -> bytes:
 def encode_npy(values: NDArray[np.float32]) -> bytes:
     """An array in NumPy's own format, without pickle."""
     stream = io.BytesIO()
-    np.save(stream, values.astype(np.float32), allow_pickle=False)
+    # C order: equal arrays give equal bytes whatever their layout in memory.
+    np.save(stream, np.ascontiguousarray(values, dtype=np.float32), allow_pickle=False)
     return stream.getvalue()
 
 
+def _to_bgr(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return rgb if rgb.ndim == 2 else rgb[..., ::-1]
+
+
 def _encode(suffix: str, pixels: NDArray[np.generic], parameters: tuple[int, ...] = ()) -> bytes:
-    done, data = cv2.imencode(suffix, np.ascontiguousarray(pixels), list(parameters))
+    try:
+        done, data = cv2.imencode(suffix, np.ascontiguousarray(pixels), list(parameters))
+    except cv2.error:
+        done = False
     if not done:
-        raise ItemError("render", f"the picture cannot be encoded as {suffix}")
+        raise ItemError("render", f"a {pixels.dtype} picture of shape {pixels.shape} cannot be encoded as {suffix}")
     return data.tobytes()

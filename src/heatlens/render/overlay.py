@@ -10,6 +10,9 @@ from heatlens.render.colormaps import Table, colourise
 
 Size = tuple[int, int]
 
+_FLAT = 1e-6
+"""relative range below which a map is constant: what is left is float32 rounding, and must not be shown as heat"""
+
 
 def output_size(source: Size, longest: int | None) -> Size:
     """(width, height) with the longer side at most ``longest`` pixels; a film is never enlarged."""
@@ -33,7 +36,7 @@ def normalise(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[NDA
     if inside.size == 0:
         return np.zeros_like(values, dtype=np.float32), True
     low, high = float(inside.min()), float(inside.max())
-    if not high > low:
+    if not high - low > _FLAT * max(abs(low), abs(high)):
         return np.zeros_like(values, dtype=np.float32), True
     scaled = (values.astype(np.float64) - low) / (high - low)
     return np.where(mask, scaled, 0.0).astype(np.float32), False

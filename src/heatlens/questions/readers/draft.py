@@ -42,9 +42,7 @@ class Draft:
         """
         if value.isascii() or not _SURROGATE.search(value):
             return value
-        self.problems.append(
-            f"{name} is not valid Unicode (bytes that are not UTF-8, or half a surrogate pair)"
-        )
+        self.problems.append(f"{name} is not valid Unicode (bytes that are not UTF-8, or half a surrogate pair)")
         return _SURROGATE.sub("\ufffd", value)
 
     def text(self, value: Any, name: str, *, required: bool = False) -> str:
@@ -82,8 +80,7 @@ class Draft:
             self.notes.append(f"choices is {kind_of(value)}: left out")
             return ()
         return tuple(
-            self.clean(answer_text(item), "choices")
-            for item in ([value] if isinstance(value, str) else value)
+            self.clean(answer_text(item), "choices") for item in ([value] if isinstance(value, str) else value)
         )
 
     def regions(self, names: Any, boxes: Any, frame: str) -> tuple[Region, ...]:
@@ -161,14 +158,10 @@ def read_box(value: Any) -> tuple[Box | None, str]:
 
 def unusable(number: int, source: str, question_id: str, reason: str, question_type: str = "") -> QuestionRow:
     """The row of a line that could not be parsed at all: image and question are unknown."""
-    return QuestionRow(
-        number, source, "", question_id, "", "", (), question_type, "", (), f"{source}: {reason}"
-    )
+    return QuestionRow(number, source, "", question_id, "", "", (), question_type, "", (), f"{source}: {reason}")
 
 
-_CHOICES_TAG = re.compile(
-    r"<choices>\s*:?\s*\[(?P<body>.*)\]\s*(?:</choices>)?\s*$", re.DOTALL | re.IGNORECASE
-)
+_CHOICES_TAG = re.compile(r"<choices>\s*:?\s*\[(?P<body>.*)\]\s*(?:</choices>)?\s*$", re.DOTALL | re.IGNORECASE)
 
 
 def choices_in_question(question: str) -> tuple[str, ...]:

@@ -15,13 +15,9 @@ from heatlens.questions.readers.sources import SourceFile
 from heatlens.questions.rows import LETTERBOX_224, QuestionRow, question_type_by_shape, question_type_named
 
 _IMAGE_TOKEN = re.compile(r"<image>[ \t]*\r?\n?|\r?\n[ \t]*<image>[ \t]*\Z")
-_ANSWER = re.compile(
-    r"<answer>\s*:?(?P<answer>.*?)(?=</answer>|<reason>|<location>|\Z)", re.DOTALL | re.IGNORECASE
-)
+_ANSWER = re.compile(r"<answer>\s*:?(?P<answer>.*?)(?=</answer>|<reason>|<location>|\Z)", re.DOTALL | re.IGNORECASE)
 _NEXT_TAG = re.compile(r"</?(?:answer|reason|location)>", re.IGNORECASE)
-_LOCATION = re.compile(
-    r"<location>\s*:?(?P<boxes>.*?)(?=</location>|<answer>|<reason>|\Z)", re.DOTALL | re.IGNORECASE
-)
+_LOCATION = re.compile(r"<location>\s*:?(?P<boxes>.*?)(?=</location>|<answer>|<reason>|\Z)", re.DOTALL | re.IGNORECASE)
 
 
 class GemexTrainReader(FileReader):
@@ -72,9 +68,7 @@ class GemexTrainReader(FileReader):
 
 def _turns(conversations: Any) -> Iterator[tuple[Any, Any]]:
     """(human's value, gpt's value) pairs; a human's turn without a reply has None."""
-    turns = (
-        [turn for turn in conversations if isinstance(turn, dict)] if isinstance(conversations, list) else []
-    )
+    turns = [turn for turn in conversations if isinstance(turn, dict)] if isinstance(conversations, list) else []
     for index, turn in enumerate(turns):
         if turn.get("from") in ("human", "user"):
             following = turns[index + 1] if index + 1 < len(turns) else {}

@@ -66,9 +66,7 @@ def checked_json(dataset: str, source: SourceFile) -> Iterator[Record]:
 
 def fitting(container: str, keys: set[str]) -> list[str]:
     """The DATASET values whose layout has this container and these keys."""
-    return [
-        name for name, layout in LAYOUTS.items() if container in layout.containers and layout.matches(keys)
-    ]
+    return [name for name, layout in LAYOUTS.items() if container in layout.containers and layout.matches(keys)]
 
 
 def unknown_layout(dataset: str, container: str, source: SourceFile, keys: Iterable[str]) -> DataSetError:
@@ -78,8 +76,7 @@ def unknown_layout(dataset: str, container: str, source: SourceFile, keys: Itera
     fits = fitting(container, set(found))
     hint = f"DATASET={fits[0]} reads this layout" if fits else "no known layout fits"
     known = "; ".join(
-        f"{layout.dataset}: {' or '.join(layout.containers)} with {layout.keys}"
-        for layout in LAYOUTS.values()
+        f"{layout.dataset}: {' or '.join(layout.containers)} with {layout.keys}" for layout in LAYOUTS.values()
     )
     return DataSetError(
         f"{source.path}: not the layout of DATASET={dataset}. Found {container} with: {names or 'nothing'}; "
@@ -114,9 +111,7 @@ def look(source: SourceFile) -> tuple[str, set[str]]:
         records: list[Record] = []
         with suppress(DataSetError):  # a list that breaks off: what came before tells its keys
             records.extend(islice(read_json(source), HEAD))
-        return "JSON list" if text[0] == "[" else "JSON lines", set().union(
-            *(record.data or () for record in records)
-        )
+        return "JSON list" if text[0] == "[" else "JSON lines", set().union(*(record.data or () for record in records))
     if "\0" in text:
         return "binary data", set()
     line = text.split("\n", 1)[0].rstrip("\r")

@@ -20,9 +20,7 @@ def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise DataSetError(
-            f"{path}: not a readable Parquet file: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise DataSetError(f"{path}: not a readable Parquet file: {' '.join(str(error).split())[:200]}") from error
 
 
 def column_names(path: Path) -> list[str]:
@@ -52,11 +50,5 @@ def _values(column: pa.Array) -> list[Any]:
         return column.to_pylist()
     except UnicodeDecodeError:
         kind = pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()
-        raw = (
-            column.view(kind)
-            if not pa.types.is_dictionary(column.type)
-            else column.dictionary_decode().view(kind)
-        )
-        return [
-            None if value is None else value.decode("utf-8", "surrogateescape") for value in raw.to_pylist()
-        ]
+        raw = column.view(kind) if not pa.types.is_dictionary(column.type) else column.dictionary_decode().view(kind)
+        return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw.to_pylist()]

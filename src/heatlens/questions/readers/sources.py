@@ -55,9 +55,7 @@ def _first_missing(path: Path) -> str:
     """Where the path ends to exist: a wrong mount shows at once."""
     for parent in path.absolute().parents:
         if parent.exists():
-            return (
-                f" (its folder {parent} is)" if parent == path.absolute().parent else f" (only {parent} is)"
-            )
+            return f" (its folder {parent} is)" if parent == path.absolute().parent else f" (only {parent} is)"
     return ""
 
 

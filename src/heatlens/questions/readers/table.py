@@ -59,8 +59,7 @@ class TableReader(FileReader):
             number,
             place(source, record),
             image_path=draft.text(data.get("image"), "image", required=True),
-            question_id=draft.label(data.get("question_id"), "question_id")
-            or f"{source.stem}:row{record.place}",
+            question_id=draft.label(data.get("question_id"), "question_id") or f"{source.stem}:row{record.place}",
             question=draft.text(data.get("question"), "question", required=True),
             answer=answer,
             choices=choices,
