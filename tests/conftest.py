@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,3 +40,17 @@ def real_films() -> list[Path]:
     if not films:
         pytest.skip(f"no real films in {folder} (HEATLENS_FILMS names another folder)")
     return films
+
+
+@pytest.fixture(scope="session")
+def package_file() -> Callable[[str], Path]:
+    """Finds one of pydicom-data's files by name (real DICOM films; MIT; a test dependency)."""
+    from pydicom.data import get_testdata_file
+
+    def find(name: str) -> Path:
+        path = get_testdata_file(name, download=False)
+        if path is None:
+            pytest.skip(f"pydicom-data has no {name}")
+        return Path(str(path))
+
+    return find

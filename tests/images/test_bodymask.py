@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
@@ -140,12 +138,8 @@ def test_real_films(real_films, name, change):
 
 
 @pytest.mark.parametrize("name", ["RG1_UNCR.dcm", "RG1_J2KI.dcm"])
-def test_the_real_radiograph(name):
-    data = pytest.importorskip("pydicom.data")
-    path = data.get_testdata_file(name, download=False)
-    if path is None:
-        pytest.skip(f"pydicom-data has no {name}")
-    film = read_film(Path(path)).pixels
+def test_the_real_radiograph(name, package_file):
+    film = read_film(package_file(name)).pixels
     for pixels in (film, equalised(film)):
         found = body_mask(pixels)
         assert not found.whole_film

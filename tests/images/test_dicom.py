@@ -21,20 +21,6 @@ GREY = grey_picture()
 TWELVE = GREY.astype(np.uint16) * 16 + 7
 
 
-@pytest.fixture(scope="module")
-def package_file():
-    """pydicom-data's files by name (MIT; a test dependency)."""
-    data = pytest.importorskip("pydicom.data")
-
-    def find(name: str) -> Path:
-        path = data.get_testdata_file(name, download=False)
-        if path is None:
-            pytest.skip(f"pydicom-data has no {name}")
-        return Path(path)
-
-    return find
-
-
 def film_of(folder: Path, stored: np.ndarray, **attributes: object):
     return read_film(save_dicom(dicom(stored, **attributes), folder / "film.dcm"))
 

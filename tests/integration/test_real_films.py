@@ -15,7 +15,6 @@ from heatlens.images.decode import read_film
 from heatlens.render.colormaps import colour_table, colourise
 from heatlens.render.overlay import resize_film
 from tests.integration.runs import Results, run_stage, write_csv
-from tests.realfilms import pydicom_film
 
 pytestmark = pytest.mark.xdist_group("demo")
 QUESTIONS = ("Is the heart enlarged?", "Where is the pleural effusion?")
@@ -35,10 +34,10 @@ def run_on(root, images, *flags):
 
 
 @pytest.fixture(scope="module")
-def dicom_run(tmp_path_factory):
+def dicom_run(tmp_path_factory, package_file):
     root = tmp_path_factory.mktemp("dicom films")
     for name in ("RG1_UNCR.dcm", "RG1_J2KI.dcm"):
-        (root / name).symlink_to(pydicom_film(name))
+        (root / name).symlink_to(package_file(name))
     return root, run_on(root, ("RG1_UNCR.dcm", "RG1_J2KI.dcm"))
 
 
