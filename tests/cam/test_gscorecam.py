@@ -25,14 +25,15 @@ def test_float64_engine_equals_the_plain_algorithm(double_model, k):
             torch.testing.assert_close(one.double(), plain, atol=1e-7, rtol=1e-6)
 
 
-def test_fp32_engine_is_within_1e4_of_the_plain_algorithm(double_model):
+@pytest.mark.parametrize("k", [7, 40, 300])
+def test_fp32_engine_is_within_1e4_of_the_plain_algorithm(double_model, k):
     single = tiny_clip(torch.float32)
     images = noise_images(3, single)
-    engine = CamEngine(single, top_k=300, precision="fp32")  # all channels: rounding cannot swap any in or out
-    maps = engine.explain(images, [[single.target(p) for p in PROMPTS]] * 3)
+    engine = CamEngine(single, top_k=k, precision="fp32")
+    maps = engine.explain(images, [[single.target(p) for p in PROMPTS[:2]]] * 3)
     for image, image_maps in zip(images, maps, strict=True):
-        for prompt, one in zip(PROMPTS, image_maps, strict=True):
-            plain = plain_gscorecam(double_model, image.double(), prompt, 300)
+        for prompt, one in zip(PROMPTS[:2], image_maps, strict=True):
+            plain = plain_gscorecam(double_model, image.double(), prompt, k)
             torch.testing.assert_close(one.double(), plain, atol=1e-4, rtol=1e-4)
 
 

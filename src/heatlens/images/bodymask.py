@@ -23,7 +23,7 @@ WORK_SIDE = 512
 OPENING_RADIUS = 6
 STROKE_RADIUS = 2
 CENTRE = 0.6
-CENTRE_BODY = 0.995
+CENTRE_BODY = 0.99
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def body_mask(pixels: NDArray[np.uint8]) -> BodyMask:
     """The body on a film, uint8 (H, W) or (H, W, 3).
 
     Works on a copy of at most 512 pixels. A film that fills its frame is not cut. When the middle 60% of the
-    film is not at least 99.5% body the mask cannot be right (lungs that reach the film's edge, an inverted grey
+    film is not at least 99% body the mask cannot be right (lungs that reach the film's edge, an inverted grey
     scale, an odd view), and the whole film is kept with the reason on record.
     """
     small = _small_grey(pixels)
