@@ -10,6 +10,7 @@ body mask, is compared with the finding's exact mask. Prints one Markdown table 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 
 from heatlens.cam.engine import CamEngine
+from heatlens.cam.precision import resolve_precision
 from heatlens.evaluate.pointing import centre_baseline, point, random_baseline
 from heatlens.images.geometry import FrameGeometry
 from heatlens.models.clip import ClipAdapter
@@ -33,7 +35,6 @@ ROWS = [
     ("gScoreCAM", f"{BLOCKS}[-1].norm1", False),
     ("gScoreCAM", f"{BLOCKS}[-2]", False),
     ("gScoreCAM", f"{BLOCKS}[-1].norm2", True),
-    ("gScoreCAM", f"{BLOCKS}[-1]", True),
     ("GradCAM", f"{BLOCKS}[-1].norm1", False),
     ("GradCAM", f"{BLOCKS}[-2]", False),
 ]
@@ -113,16 +114,21 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=1_000_000, help="held-out seeds start at 1000000")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--top-k", type=int, default=160, help="as in configs/demo/exp_00_phantom.conf")
-    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--precision", default="auto", help="of the masked forwards, as PRECISION")
     parser.add_argument("--rows", type=int, default=len(ROWS), help="only the first N rows of the table")
     args = parser.parse_args()
     started = time.perf_counter()
     model = load_clip(args.model)
     work = films(args)
-    rows = [measure(model, *row, work, args) for row in ROWS[: args.rows]] + baselines(work)
+    rows = []
+    for row in ROWS[: args.rows]:
+        rows.append(measure(model, *row, work, args))
+        print(f"{rows[-1].name}: {100 * rows[-1].rate()[1]:.1f}%", file=sys.stderr, flush=True)
+    rows += baselines(work)
     print(table(rows))
     print(
-        f"\npointing_demo model={args.model} device={model.device} dtype={args.precision} films={len(work)} "
+        f"\npointing_demo model={args.model} device={model.device} "
+        f"dtype={resolve_precision(args.precision, str(model.device))} films={len(work)} "
         f"findings={rows[0].rate()[2]} first_seed={args.first_seed} top_k={args.top_k} "
         f"tolerance={TOLERANCE:g}px_of_224 torch={torch.__version__} seconds={time.perf_counter() - started:.0f} "
         f"gScoreCAM_hits={100 * rows[0].rate()[1]:.1f}%"
