@@ -17,7 +17,7 @@ from tests.cam.support import TOKENIZER, tiny_clip
 
 @pytest.fixture(scope="module")
 def look():
-    return CAMWrapper("demo", precision="fp32", top_k=60)
+    return CAMWrapper("demo", precision="fp32", top_k=160)
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +27,18 @@ def pacemaker():
 
 
 def test_one_text_gives_one_map_in_film_pixels(look, pacemaker):
-    film, finding, prompt = pacemaker
+    film, _, prompt = pacemaker
     heat = look(film.pixels, prompt)
     assert heat.shape == film.pixels.shape
     assert heat.dtype == np.float32
     assert (heat.min(), heat.max()) == (0.0, 1.0)
-    assert point(heat, finding.mask).hit(8)
+
+
+def test_most_maps_point_at_their_finding(look):
+    """Eight findings of validation films; the measured rate over hundreds is in docs/performance.md."""
+    found = list(cases(8, 500_000, long_side=600))
+    hits = [point(look(film.pixels, prompt), finding.mask).hit(8) for film, finding, prompt in found]
+    assert sum(hits) >= 6, hits
 
 
 def test_path_picture_and_array_agree(look, pacemaker, tmp_path):
