@@ -7,11 +7,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Two workers share the cores; more threads only fight. Also what makes sums repeatable.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
+
+# No example is too slow on a busy machine; in CI the same examples every time.
+hypothesis.settings.register_profile("heatlens", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("heatlens")
 
 ROOT = Path(__file__).resolve().parent.parent
 
