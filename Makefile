@@ -42,8 +42,8 @@ quality: setup ## lint, formatting, types and shell scripts
 	    \( -name '*.sh' -o -path './.ci/run' \) -type f -print0 | xargs -0 shellcheck -x; \
 	printf 'quality: no complaints\n'
 
-bench: setup ## does the map point at the right place? The pointing table of the demo model
-	@$(ENTER) "$$py" benchmarks/pointing_demo.py
+bench: setup ## what a step costs, and does the map point at the right place? (10 minutes)
+	@$(ENTER) OMP_NUM_THREADS=1 "$$py" benchmarks/steps.py; "$$py" benchmarks/pointing_demo.py
 
 demo: ## run the demo experiment with all its questions, and make a figure of one
 	@$(MAKE) --no-print-directory local-test CONF=configs/demo/exp_00_phantom.conf STOP_AFTER=
