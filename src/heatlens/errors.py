@@ -36,12 +36,6 @@ class ResumeError(ConfigError):
     """The results folder belongs to a run with other settings (exit code 2)."""
 
 
-class TooManyFailuresError(HeatlensError):
-    """More items failed than MAX_FAILURE_RATE allows (exit code 3)."""
-
-    exit_code = EXIT_FAILURES
-
-
 class SetupError(HeatlensError):
     """The environment cannot run the job: device, mounts, results folder (exit code 4)."""
 

@@ -18,6 +18,7 @@ from heatlens.images.geometry import FrameGeometry
 from heatlens.models.clip import ClipAdapter
 from heatlens.models.devices import resolve_device
 from heatlens.models.loading import load_clip
+from heatlens.render.overlay import normalise
 
 ImageLike = str | Path | Image.Image | NDArray[np.uint8]
 
@@ -60,7 +61,7 @@ class CAMWrapper:
         frame = self.model.prepare([geometry.place(pixels)])
         (maps,) = self.engine.explain(frame, [[self.model.target(one) for one in texts]])
         placed = [geometry.map_to_source(one.numpy(), self.engine.grid, (width, height)) for one in maps]
-        scaled = np.stack([np.where(seen, _min_max(values, seen), np.nan) for values, seen in placed])
+        scaled = np.stack([np.where(seen, normalise(values, seen)[0], np.nan) for values, seen in placed])
         scaled = scaled.astype(np.float32)
         return scaled[0] if isinstance(text, str) else scaled
 
@@ -89,9 +90,3 @@ def _pixels(image: ImageLike) -> NDArray[np.uint8]:
     if isinstance(image, Image.Image):
         return np.asarray(image if image.mode in {"L", "RGB"} else image.convert("RGB"))
     return image
-
-
-def _min_max(values: NDArray[np.float32], seen: NDArray[np.bool_]) -> NDArray[np.float32]:
-    inside = values[seen]
-    low, high = float(inside.min()), float(inside.max())
-    return np.zeros_like(values) if high <= low else (values - low) / (high - low)

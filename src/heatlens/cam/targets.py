@@ -26,16 +26,6 @@ class TextSimilarity:
 
 
 @dataclass(frozen=True)
-class OutputIndex:
-    """One entry of a (B, K) output: a class logit."""
-
-    index: int
-
-    def __call__(self, output: Tensor) -> Tensor:
-        return output[:, self.index]
-
-
-@dataclass(frozen=True)
 class RandomDirection:
     """A fixed random projection of the output: the probe of the zero-gradient check."""
 

@@ -16,9 +16,7 @@ from torch import nn
 import heatlens.models.timm_phantom  # noqa: F401 - importing registers the demo's trunk with timm
 from heatlens.errors import ModelError, one_line
 from heatlens.models.clip import ClipAdapter
-from heatlens.models.sources import CONFIG_FILE, ModelSource, locate_model, weights_identity
-
-__all__ = ["load_clip", "weights_identity"]
+from heatlens.models.sources import CONFIG_FILE, ModelSource, locate_model
 
 _TEXT_CONFIGS = Path(__file__).parent / "text_configs"
 

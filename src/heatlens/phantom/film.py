@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from heatlens.images.geometry import FrameGeometry
 from heatlens.phantom.anatomy import Anatomy, sample_anatomy
 from heatlens.phantom.canvas import Array, Canvas, Placement, curve
 from heatlens.phantom.findings import Mask, Spec, draw, sample_specs
@@ -180,12 +180,8 @@ def _text(
 def to_frame(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Letterbox a film into the model's 224 x 224 frame: bicubic with anti-aliasing, centred, black padding."""
     height, width = pixels.shape
-    factor = FRAME / max(width, height)
-    w, h = max(1, round(width * factor)), max(1, round(height * factor))
-    frame = np.zeros((FRAME, FRAME), np.uint8)
-    top, left = (FRAME - h) // 2, (FRAME - w) // 2
-    frame[top : top + h, left : left + w] = np.asarray(Image.fromarray(pixels).resize((w, h), Image.Resampling.BICUBIC))
-    return frame
+    frame = FrameGeometry.fit("letterbox", (width, height), (FRAME, FRAME)).place(pixels)
+    return np.ascontiguousarray(frame[..., 0])  # grey: three equal channels
 
 
 def mask_to_frame(mask: Mask) -> Array:

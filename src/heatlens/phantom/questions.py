@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from heatlens.images.geometry import source_box_to_gemex
 from heatlens.phantom.film import FRAME, Finding, PhantomFilm
 from heatlens.phantom.findings import NAMES
 from heatlens.phantom.language import place_of, question_for
@@ -32,11 +33,8 @@ class Row:
 def frame_box(box: Box, width: int, height: int) -> list[int]:
     """A box in film pixels -> [x1, y1, x2, y2] in the 224 x 224 letterbox frame, rounded outwards, inside the
     frame."""
-    scale = max(width, height) / FRAME
-    dx, dy = (FRAME - width / scale) / 2, (FRAME - height / scale) / 2
-    low = [np.floor(box[0] / scale + dx), np.floor(box[1] / scale + dy)]
-    high = [np.ceil(box[2] / scale + dx), np.ceil(box[3] / scale + dy)]
-    return [int(np.clip(v, 0, FRAME)) for v in low + high]
+    x1, y1, x2, y2 = source_box_to_gemex(box, (width, height), FRAME)
+    return [int(np.clip(v, 0, FRAME)) for v in (np.floor(x1), np.floor(y1), np.ceil(x2), np.ceil(y2))]
 
 
 def region_box(film: PhantomFilm, region: str) -> Box:

@@ -49,9 +49,8 @@ from heatlens.phantom.corpus import GRID, Placed, load_corpus
 from heatlens.phantom.film import SEEDS
 from heatlens.phantom.language import prompt_for
 from heatlens.phantom.losses import total_loss
-from heatlens.phantom.weights_format import CHECKPOINT, load_model, write_configuration
+from heatlens.phantom.weights_format import CHECKPOINT, MEAN, STD, load_model, write_configuration
 
-MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 MAX_SCALE = math.log(100)
 
 

@@ -14,7 +14,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 """folder of the shipped model"""
 CHECKPOINT = "open_clip_model.safetensors"
 EMBED_DIM = 128
-_MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # OpenAI CLIP
+MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # OpenAI CLIP
 
 
 def write_configuration(folder: Path) -> None:
@@ -45,7 +45,7 @@ def _open_clip_config() -> dict[str, Any]:
             "context_length": CONTEXT_LENGTH}  # fmt: skip
     return {
         "model_cfg": {"embed_dim": EMBED_DIM, "vision_cfg": vision, "text_cfg": text},
-        "preprocess_cfg": {"mean": _MEAN, "std": _STD},
+        "preprocess_cfg": {"mean": MEAN, "std": STD},
     }
 
 
