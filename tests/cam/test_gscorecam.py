@@ -93,25 +93,33 @@ def test_negative_logits_do_not_invert_the_map():
     torch.testing.assert_close(plain, shifted, atol=1e-6, rtol=1e-5)
 
 
+class OneBrokenScore:
+    """A target whose first masked image gets no finite score."""
+
+    def __init__(self, healthy, bias):
+        self.healthy, self.bias, self.calls = healthy, bias, 0
+
+    def __call__(self, output):
+        score = self.healthy(output).clone() + self.bias
+        self.calls += 1
+        if self.calls == 2:  # the first call is the reference pass
+            score[0] = torch.nan
+        return score
+
+
 def test_a_channel_without_a_finite_score_is_left_out_and_named():
+    """Left out, not scored 0: below zero logits a 0 would take almost all of the weight."""
     model = tiny_clip(torch.float64)
     image = noise_images(1, model)
-    healthy = model.target(PROMPTS[0])
-    calls = []
-
-    class SometimesNaN:
-        def __call__(self, output):
-            score = healthy(output).clone()
-            calls.append(len(score))
-            if len(calls) == 2:  # the first call is the reference pass
-                score[0] = torch.nan
-            return score
-
-    engine = CamEngine(model, top_k=6, batch_size=8)
-    (result,) = engine.explain_full(image, [[SometimesNaN()]])
-    assert result.maps.isfinite().all()
-    assert result.maps.max() > 0
-    assert "1 of 6 channels" in result.warnings[0][0]
+    maps = []
+    for bias in (0.0, -1000.0):
+        engine = CamEngine(model, top_k=6, batch_size=8)
+        (result,) = engine.explain_full(image, [[OneBrokenScore(model.target(PROMPTS[0]), bias)]])
+        assert result.maps.isfinite().all()
+        assert result.maps.max() > 0
+        assert "1 of 6 channels" in result.warnings[0][0]
+        maps.append(result.maps)
+    torch.testing.assert_close(maps[0], maps[1], atol=1e-6, rtol=1e-5)
 
 
 def test_ties_in_the_ranking_go_to_the_lower_channel():
