@@ -149,6 +149,6 @@ def test_reshape_transform_refuses_sequence_first_tokens():
 def test_precision_and_batch_size_are_resolved_once():
     assert resolve_precision("fp16", "cpu") == "fp16"
     assert resolve_precision("auto", "cpu") in {"fp32", "bf16"}
-    assert resolve_batch_size(None, "cpu") == 16
+    assert resolve_batch_size(None, "cpu") == 8
     assert resolve_batch_size(None, "cuda:3") == 128
     assert resolve_batch_size(5, "cuda") == 5

@@ -27,7 +27,7 @@ def test_shapes_target_layer_and_identity(adapter, biomedclip_folder):
     assert adapter.frame == (224, 224)
     assert (adapter.grid.rows, adapter.grid.cols) == (14, 14)
     assert adapter.grid.stride == (16.0, 16.0)
-    assert adapter.prefix_tokens == 1
+    assert adapter.tokens.prefix == 1
     assert adapter.target_layer_name == "visual.trunk.blocks[-1].norm1"
     assert adapter.logit_scale == pytest.approx(85, abs=0.5)
     assert sum(p.numel() for p in adapter.model.parameters()) == 195_902_721

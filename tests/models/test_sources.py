@@ -30,7 +30,7 @@ def test_an_open_clip_architecture_with_a_checkpoint_file(tmp_path):
     torch.save(model.state_dict(), checkpoint)
     adapter = load_clip(f"ViT-S-32-alt/{checkpoint}")
     assert adapter.target_layer_name == "visual.transformer.resblocks[-1].ln_1"
-    assert (adapter.grid.rows, adapter.prefix_tokens) == (7, 1)
+    assert (adapter.grid.rows, adapter.tokens.prefix) == (7, 1)
     assert adapter.identity()["weights_file"] == "own weights.pt"
 
 

@@ -28,6 +28,19 @@ class Reference:
     targets: Sequence[Target]
 
 
+def first_tensor(output: object) -> Tensor:
+    """A module's output, or the first of a tuple: some blocks return their attention beside their tokens."""
+    first = output[0] if isinstance(output, tuple) and output else output
+    if not isinstance(first, Tensor):
+        raise ModelError(f"the layer's output is a {type(output).__name__}, not one tensor")
+    return first
+
+
+def with_first(output: object, replacement: Tensor) -> object:
+    """``output`` with its (first) tensor replaced."""
+    return (replacement, *output[1:]) if isinstance(output, tuple) else replacement
+
+
 class LayerCapture:
     """Holds a layer's output during one forward; the hook is gone on exit, on error too.
 
@@ -50,17 +63,15 @@ class LayerCapture:
     ) -> None:
         self._handle.remove()
 
-    def _hook(self, _module: torch.nn.Module, _inputs: object, output: object) -> Tensor | None:
-        if not isinstance(output, Tensor):
-            raise ModelError(f"the target layer's output is a {type(output).__name__}, not one tensor")
+    def _hook(self, _module: torch.nn.Module, _inputs: object, output: object) -> object:
         if self._output is not None:
             raise ModelError("the target layer runs more than once in a forward; its activations are ambiguous")
-        self._output = output.detach()
+        self._output = first_tensor(output).detach()
         if not self._gradients:
             return None
         self._output.requires_grad_(True)
         torch.set_grad_enabled(True)  # undone by the no_grad block around the forward
-        return self._output
+        return with_first(output, self._output)
 
     @property
     def output(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from heatlens.errors import ModelError
@@ -29,3 +30,10 @@ def reshape_transform(tokens: Tensor, height: int = 14, width: int = 14, prefix_
             f"prefix tokens (shape {tuple(tokens.shape)}; expected (batch, tokens, channels), batch first)"
         )
     return tokens[:, prefix:].reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def tokens_of_grid(activations: Tensor, tokens: Tensor) -> Tensor:
+    """The inverse of :func:`reshape_transform`: (N, C, h, w) -> (N, n, C) with the prefix of ``tokens`` (1, n, C)."""
+    patches = activations.flatten(2).transpose(1, 2)
+    prefix = tokens[:, : tokens.shape[1] - patches.shape[1]].to(patches)
+    return torch.cat([prefix.expand(len(patches), -1, -1), patches], dim=1)

@@ -7,13 +7,20 @@ from contextlib import AbstractContextManager, nullcontext
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 # Constants per device type, not tuned at run time: a forward of a fixed size gives the same bits whatever
-# shares its batch. Small on a CPU, so that a signal is obeyed within seconds.
-BATCH_SIZES = {"cpu": 16, "mps": 32, "cuda": 128}
+# shares its batch. Small on a CPU, where more rows only leave the caches and a signal is obeyed within seconds.
+BATCH_SIZES = {"cpu": 8, "mps": 32, "cuda": 128}
+# Images per reference pass: nothing is gained by more than one on a CPU.
+REFERENCE_ROWS = {"cuda": 8}
 
 
 def resolve_batch_size(batch_size: int | None, device: str) -> int:
     """Rows of every masked forward on ``device`` (``cpu``, ``cuda:0``...): the given number or the constant."""
     return batch_size or BATCH_SIZES.get(device.split(":")[0], BATCH_SIZES["cpu"])
+
+
+def reference_rows(device: str) -> int:
+    """Images per reference pass on ``device``."""
+    return REFERENCE_ROWS.get(device.split(":")[0], 1)
 
 
 def resolve_precision(precision: str, device: str) -> str:

@@ -25,6 +25,19 @@ class PatchGrid:
     offset: tuple[float, float] = (0.0, 0.0)
 
 
+@dataclass(frozen=True)
+class TokenLayout:
+    """A vision transformer's blocks and how its tokens lie.
+
+    ``blocks`` in forward order; every block's tokens are (B, prefix + rows * cols, C): CLS and registers first,
+    then the patches of ``grid`` row by row.
+    """
+
+    blocks: tuple[torch.nn.Module, ...]
+    prefix: int
+    grid: PatchGrid
+
+
 class Target(Protocol):
     """What a map explains: one number per image from the model's output."""
 
@@ -72,10 +85,22 @@ class ModelAdapter(Protocol):
         """Geometry of the target layer's activations in the input frame."""
         ...
 
+    @property
+    def tokens(self) -> TokenLayout | None:
+        """A vision transformer's blocks and token order; None for a convnet."""
+        ...
+
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> output (B, ...). Must treat rows independently."""
         ...
 
     def to_grid(self, activations: Tensor) -> Tensor:
         """The target layer's output -> (B, C, rows, cols); drops CLS and register tokens."""
+        ...
+
+    def from_grid(self, activations: Tensor, output: Tensor) -> Tensor:
+        """The inverse: (N, C, rows, cols) -> the target layer's output with these patches.
+
+        CLS and register tokens are those of ``output``, the layer's output for one image (1, ...).
+        """
         ...

@@ -26,6 +26,17 @@ class TextSimilarity:
 
 
 @dataclass(frozen=True)
+class ClassLogit:
+    """A classifier's logit of class ``index``, before any softmax or sigmoid."""
+
+    index: int
+    label: str = ""
+
+    def __call__(self, output: Tensor) -> Tensor:
+        return output[:, self.index]
+
+
+@dataclass(frozen=True)
 class RandomDirection:
     """A fixed random projection of the output: the probe of the zero-gradient check."""
 

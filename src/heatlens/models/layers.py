@@ -1,4 +1,4 @@
-"""Finding a layer by the path that users write, and the default target layer of each family."""
+"""Finding a layer by the path that users write."""
 
 from __future__ import annotations
 
@@ -42,23 +42,4 @@ def _child(module: nn.Module, step: str, walked: str) -> nn.Module:
     hint = f"did you mean {close[0]}? " if close else ""
     raise ModelError(
         f"TARGET_LAYER: {walked} has no layer {step!r}; {hint}it has: {', '.join(children) or 'no children'}"
-    )
-
-
-def default_layer(visual: nn.Module) -> str:
-    """The target layer of an open_clip image tower: the last place where patch tokens still have a gradient.
-
-    For a CLS-pooled transformer that is the input norm of the last block: at the block's own output, at its
-    second norm and at the final norm the score's gradient with respect to the patch tokens is exactly zero.
-    """
-    if hasattr(getattr(visual, "trunk", None), "blocks"):
-        return "visual.trunk.blocks[-1].norm1"
-    if hasattr(getattr(visual, "transformer", None), "resblocks"):
-        return "visual.transformer.resblocks[-1].ln_1"
-    if hasattr(visual, "layer4"):
-        return "visual.layer4"
-    if hasattr(getattr(visual, "trunk", None), "stages"):
-        return "visual.trunk.stages[-1]"
-    raise ModelError(
-        f"no default target layer is known for an image tower of type {type(visual).__name__}; set TARGET_LAYER"
     )
