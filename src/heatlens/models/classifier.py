@@ -1,0 +1,31 @@
+"""The adapter for image classifiers: logits out, one target per class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from heatlens.cam.targets import ClassLogit
+from heatlens.errors import ModelError
+from heatlens.models.network import NetworkAdapter
+
+
+class ClassifierAdapter(NetworkAdapter):
+    """A convnet or vision transformer whose output is (B, classes) logits. ``labels`` name the classes."""
+
+    def __init__(self, model: nn.Module, *, labels: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(model, **options)
+        self.labels = tuple(labels)
+
+    def target(self, label: str | int) -> ClassLogit:
+        """The logit of a class, by its number or name (case is ignored)."""
+        if isinstance(label, int):
+            return ClassLogit(label)
+        names = [known.casefold() for known in self.labels]
+        if label.casefold() not in names:
+            raise ModelError(
+                f"model {self.name} has no class {label!r}; it has: {', '.join(self.labels) or 'no names'}"
+            )
+        return ClassLogit(names.index(label.casefold()), self.labels[names.index(label.casefold())])
