@@ -25,7 +25,7 @@ class ClassifierAdapter(NetworkAdapter):
             return ClassLogit(label)
         names = [known.casefold() for known in self.labels]
         if label.casefold() not in names:
-            raise ModelError(
-                f"model {self.name} has no class {label!r}; it has: {', '.join(self.labels) or 'no names'}"
-            )
-        return ClassLogit(names.index(label.casefold()), self.labels[names.index(label.casefold())])
+            known = ", ".join(self.labels) or "no names"
+            raise ModelError(f"model {self.name} has no class {label!r}; it has: {known}")
+        index = names.index(label.casefold())
+        return ClassLogit(index, self.labels[index])
