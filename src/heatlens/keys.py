@@ -144,7 +144,8 @@ class Registered:
 
     @property
     def allowed(self) -> str:
-        return ", ".join(KINDS[self.kind])
+        bridge = ", grad-cam:NAME" if self.kind == "method" else ""
+        return ", ".join(KINDS[self.kind]) + bridge
 
     def read(self, text: str, base: Path) -> str:  # noqa: ARG002
         try:
@@ -153,7 +154,10 @@ class Registered:
             raise ValueError(str(error).partition("; ")[2]) from None
 
     def accepts(self, value: Any) -> bool:
-        return value in KINDS[self.kind]
+        try:
+            return find(self.kind, value).name == value
+        except ConfigError:
+            return False
 
 
 @dataclass(frozen=True)

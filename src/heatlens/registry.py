@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -18,18 +19,25 @@ from heatlens.errors import ConfigError
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered thing: its public name, ``module:attribute``, one line of help and what it needs."""
+    """One registered thing: its public name, ``module:attribute`` and one line of help."""
 
     name: str
     target: str
     summary: str
-    needs: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
 
     def load(self) -> Any:
         """Import the module and return the attribute."""
         module, _, attribute = self.target.partition(":")
         return getattr(import_module(module), attribute)
+
+
+@dataclass(frozen=True)
+class BridgeEntry(Entry):
+    """A method of the grad-cam package; whether it exists is known when it is loaded."""
+
+    def load(self) -> Any:
+        return partial(super().load(), self.name)
 
 
 def _table(*entries: Entry) -> Mapping[str, Entry]:
@@ -40,13 +48,56 @@ METHODS = _table(
     Entry(
         "gScoreCAM",
         "heatlens.cam.methods.gscorecam:GScoreCAM",
-        "gradient picks the top-k channels, masked forwards weight them",
-        ("gradients", "masked forwards"),
+        "gradients choose the top-k channels, masked forwards weigh them",
+        aliases=("g-score-cam", "gradient ScoreCAM"),
+    ),
+    Entry("ScoreCAM", "heatlens.cam.methods.scorecam:ScoreCAM", "masked forwards weigh every channel"),
+    Entry(
+        "GradCAM",
+        "heatlens.cam.methods.gradcam:GradCAM",
+        "channels weighted by their mean gradient",
+        aliases=("vanilla GradCAM",),
     ),
     Entry(
-        "GradCAM", "heatlens.cam.methods.gradcam:GradCAM", "channels weighted by their mean gradient", ("gradients",)
+        "GradCAM++",
+        "heatlens.cam.methods.gradcam_plusplus:GradCAMPlusPlus",
+        "Grad-CAM with a weight for every cell",
+        aliases=("GradCAMpp",),
+    ),
+    Entry("HiResCAM", "heatlens.cam.methods.hirescam:HiResCAM", "gradient times activation, cell by cell"),
+    Entry("XGradCAM", "heatlens.cam.methods.xgradcam:XGradCAM", "Grad-CAM with weights that add up to the score"),
+    Entry("LayerCAM", "heatlens.cam.methods.layercam:LayerCAM", "positive gradient times activation, cell by cell"),
+    Entry("EigenCAM", "heatlens.cam.methods.eigencam:EigenCAM", "first principal component; ignores the prompt"),
+    Entry(
+        "EigenGradCAM",
+        "heatlens.cam.methods.eigengradcam:EigenGradCAM",
+        "first principal component of gradient times activation",
+    ),
+    Entry("AblationCAM", "heatlens.cam.methods.ablationcam:AblationCAM", "what the score loses without a channel"),
+    Entry("RISE", "heatlens.cam.methods.rise:RISE", "random masks weighted by the score of what they leave"),
+    Entry("LeGrad", "heatlens.cam.methods.legrad:LeGrad", "positive gradients of every layer's attention"),
+    Entry(
+        "Grad-ECLIP",
+        "heatlens.cam.methods.grad_eclip:GradECLIP",
+        "gradient at the last attention times value times nearness",
+    ),
+    Entry(
+        "rollout",
+        "heatlens.cam.methods.rollout:AttentionRollout",
+        "attention multiplied through all layers; ignores the prompt",
+        aliases=("attention rollout",),
+    ),
+    Entry(
+        "Chefer",
+        "heatlens.cam.methods.chefer:CheferRelevance",
+        "attention times its positive gradient, through all layers",
+        aliases=("Chefer relevance", "transformer attribution"),
     ),
 )
+
+# CAM_VERSION=grad-cam:FinerCAM and the like: methods of the grad-cam package, where it is installed.
+GRAD_CAM_PREFIX = "grad-cam:"
+_BRIDGE = "heatlens.cam.methods.grad_cam_bridge:GradCamBridge"
 
 DATASETS = _table(
     Entry("gemex", "heatlens.questions.readers.gemex:GemexReader", "GEMeX JSON lines, the four question types"),
@@ -98,15 +149,18 @@ KINDS: Mapping[str, Mapping[str, Entry]] = {
 }
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """What two spellings of a name have in common."""
     return re.sub(r"[\s_-]", "", name).casefold().replace("++", "plusplus")
 
 
 def find(kind: str, name: str) -> Entry:
     """The entry of ``kind`` called ``name``; ConfigError with the nearest name and all names otherwise."""
     table = KINDS[kind]
-    spellings = {_plain(known): entry for entry in table.values() for known in (entry.name, *entry.aliases)}
-    if entry := spellings.get(_plain(name)):
+    if kind == "method" and name.casefold().startswith(GRAD_CAM_PREFIX):
+        return BridgeEntry(GRAD_CAM_PREFIX + name[len(GRAD_CAM_PREFIX) :].strip(), _BRIDGE, "of the grad-cam package")
+    spellings = {plain_name(known): entry for entry in table.values() for known in (entry.name, *entry.aliases)}
+    if entry := spellings.get(plain_name(name)):
         return entry
     raise ConfigError(f"unknown {kind} {name!r}; {nearest_hint(name, table)}")
 

@@ -9,6 +9,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from heatlens.cam.batches import BatchRows, for_each_batch
 from heatlens.cam.protocols import ModelAdapter, Target
 from heatlens.errors import ModelError
 
@@ -94,12 +95,7 @@ def reference_pass(
             output = model.forward(images)
         leaf = capture.output
         with torch.enable_grad():
-            scores = [
-                torch.cat([target(output[row : row + 1]) for target in row_targets])
-                if row_targets
-                else output.new_zeros(0)
-                for row, row_targets in enumerate(targets)
-            ]
+            scores = score_rows(output, targets)
         tails = _tail_gradients(model, leaf, scores) if gradients else None
         activations = model.to_grid(leaf.detach())
     return [
@@ -111,6 +107,54 @@ def reference_pass(
             targets=row_targets,
         )
         for row, row_targets in enumerate(targets)
+    ]
+
+
+def score_rows(output: Tensor, targets: Sequence[Sequence[Target]]) -> list[Tensor]:
+    """Per image the scores (T,) of its row of ``output`` (B, ...), differentiable where ``output`` is."""
+    return [
+        torch.cat([target(output[row : row + 1]) for target in mine]) if mine else output.new_zeros(0)
+        for row, mine in enumerate(targets)
+    ]
+
+
+def score_passes(
+    model: ModelAdapter, images: Tensor, targets: Sequence[Sequence[Target]], *, batch: BatchRows
+) -> list[Tensor]:
+    """The scores (T_b,) of whole images, in the model's own dtype, always with ``batch.rows`` rows."""
+    scores: list[Tensor] = []
+
+    def run(start: int, stop: int) -> None:
+        part, wanted = pad_rows(images[start:stop], targets[start:stop], batch.rows)
+        with torch.no_grad():
+            scores.extend(score_rows(model.forward(part), wanted)[: stop - start])
+
+    for_each_batch(len(images), batch, run)
+    return scores
+
+
+def reference_passes(
+    model: ModelAdapter, images: Tensor, targets: Sequence[Sequence[Target]], *, gradients: bool, batch: BatchRows
+) -> list[Reference]:
+    """:func:`reference_pass` over any number of images, always with ``batch.rows`` rows (padded with nothing)."""
+    references: list[Reference] = []
+
+    def run(start: int, stop: int) -> None:
+        part, wanted = pad_rows(images[start:stop], targets[start:stop], batch.rows)
+        references.extend(reference_pass(model, part, wanted, gradients=gradients)[: stop - start])
+
+    for_each_batch(len(images), batch, run)
+    return references
+
+
+def pad_rows(
+    images: Tensor, targets: Sequence[Sequence[Target]], rows: int
+) -> tuple[Tensor, Sequence[Sequence[Target]]]:
+    """``images`` (n, 3, H, W) filled up to ``rows`` with zeros, and no targets for those."""
+    missing = rows - len(images)
+    return torch.cat([images, images.new_zeros((missing, *images.shape[1:]))]), [
+        *targets,
+        *([] for _ in range(missing)),
     ]
 
 

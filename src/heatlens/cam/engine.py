@@ -9,24 +9,23 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from heatlens.cam.capture import Reference, reference_pass
+from heatlens.cam.attention import DEAF
+from heatlens.cam.batches import BatchRows
+from heatlens.cam.capture import reference_pass
 from heatlens.cam.masked import MaskedForwards
-from heatlens.cam.methods.base import CamMethod, MethodResult
-from heatlens.cam.precision import resolve_batch_size, resolve_precision
+from heatlens.cam.methods.base import CamMethod, MethodOptions, MethodResult, Passes
+from heatlens.cam.precision import reference_rows, resolve_batch_size, resolve_precision
 from heatlens.cam.protocols import ModelAdapter, PatchGrid, Target
 from heatlens.cam.targets import RandomDirection
 from heatlens.errors import ModelError, ZeroGradientError
 from heatlens.registry import find
-
-# Images per reference pass. One on a CPU (nothing is gained by more); padded to the same number on a GPU.
-_REFERENCE_ROWS = {"cuda": 8}
 
 
 @dataclass(frozen=True)
 class ImageExplanation:
     """One image's maps and their record.
 
-    ``maps`` (T, h, w) float32 on the CPU, at least 0, on the patch grid; ``scores`` the T targets' scores of
+    ``maps`` (T, h, w) float32 on the CPU, at least 0, on the engine's grid; ``scores`` the T targets' scores of
     the whole image; ``warnings`` per target. A map that is not finite is all NaN and has a warning that begins
     with ``error: ``.
     """
@@ -39,12 +38,13 @@ class ImageExplanation:
 class CamEngine:
     """Explains images with one CAM method.
 
-    Use as a context manager, or not: hooks live only inside a pass. ``method`` is a name of the registry.
-    ``batch_size`` and ``precision`` (``auto``, ``fp32``, ``bf16``, ``fp16``) govern the masked forwards; the
-    reference pass always runs in the model's own dtype.
+    Use as a context manager, or not: hooks live only inside a pass. ``method`` is a name of the registry, or
+    ``grad-cam:NAME``. ``top_k`` channels are what gScoreCAM masks; ``masks`` random ones from ``seed`` what RISE
+    does. ``batch_size``, ``precision`` (``auto``, ``fp32``, ``bf16``, ``fp16``) and ``compile`` (torch.compile)
+    govern the masked forwards; the reference pass always runs in the model's own dtype.
 
-    Raises ZeroGradientError at construction when the method needs gradients and the target layer's patch
-    tokens structurally have none, unless ``allow_zero_gradient``.
+    Raises ModelError at construction when the method cannot work on this model, and ZeroGradientError when it
+    says nothing at a target layer whose patches have no gradient, unless ``allow_zero_gradient``.
     """
 
     def __init__(
@@ -53,18 +53,26 @@ class CamEngine:
         *,
         method: str = "gScoreCAM",
         top_k: int = 300,
+        masks: int = 4000,
+        seed: int = 0,
         batch_size: int | None = None,
         precision: str = "auto",
+        compile: bool = False,
         allow_zero_gradient: bool = False,
     ) -> None:
         self.model = model
-        self.method: CamMethod = find("method", method).load()(top_k=top_k)
+        self.method: CamMethod = find("method", method).load()(MethodOptions(top_k, masks, seed))
         device = str(model.device)
         self.batch_size = resolve_batch_size(batch_size, device)
         self.precision = "fp32" if model.dtype == torch.float64 else resolve_precision(precision, device)
-        self._masked = MaskedForwards(model, batch_size=self.batch_size, precision=self.precision)
-        self._reference_rows = _REFERENCE_ROWS.get(model.device.type, 1)
-        if self.method.needs_gradients and not allow_zero_gradient:
+        self._compile = compile
+        self._passes = Passes(
+            MaskedForwards(model, batch_size=self.batch_size, precision=self.precision, compile=compile),
+            BatchRows(reference_rows(device)),
+        )
+        self.method.check(model)
+        self.grid: PatchGrid = self.method.grid(model)
+        if self.method.needs_live_layer and not allow_zero_gradient:
             self._refuse_zero_gradient()
 
     def __enter__(self) -> CamEngine:
@@ -76,28 +84,34 @@ class CamEngine:
         """Nothing outlives a pass; the context manager marks the engine's span in the caller's code."""
 
     @property
-    def grid(self) -> PatchGrid:
-        """Where the maps' cells lie in the input frame."""
-        return self.model.grid
-
-    @property
     def masked_forwards(self) -> int:
         """Masked images forwarded so far (padding not counted)."""
-        return self._masked.forwards
+        return self._passes.masked.forwards
+
+    @property
+    def halved_rows(self) -> int | None:
+        """Rows per masked forward after running out of memory; None while it never did.
+
+        Maps made with fewer rows agree with the others to rounding, not bit for bit.
+        """
+        batch = self._passes.masked.batch
+        return None if batch.rows == batch.started_with else batch.rows
 
     def settings(self) -> dict[str, object]:
         """What determines the maps, for a run's fingerprint."""
+        compiled = {"compile": True} if self._compile else {}
         return {
             "method": self.method.name,
             **self.method.parameters(),
             "precision": self.precision,
             "batch_size": self.batch_size,
+            **compiled,
             "target_layer": self.model.target_layer_name,
         }
 
     def explain(self, images: Tensor, targets: Sequence[Sequence[Target]]) -> list[Tensor]:
         """``images`` (B, 3, H, W) normalised, one list of targets per image -> one (T_b, h, w) float32 CPU
-        tensor per image, at least 0, on the patch grid."""
+        tensor per image, at least 0, on the engine's grid."""
         return [explanation.maps for explanation in self.explain_full(images, targets)]
 
     def explain_full(self, images: Tensor, targets: Sequence[Sequence[Target]]) -> list[ImageExplanation]:
@@ -108,31 +122,31 @@ class CamEngine:
                 f"got {tuple(images.shape)} and {len(targets)} lists"
             )
         images = images.to(device=self.model.device, dtype=self.model.dtype)
-        references = self._references(images, targets)
-        results = self.method.maps(references, self._masked)
-        return [_record(ref, result) for ref, result in zip(references, results, strict=True)]
+        with torch.autocast(images.device.type, enabled=False):  # whatever the caller has: only masks get less
+            results = self.method.explain(images, targets, self._passes)
+        return [_record(result, self._halving_remark()) for result in results]
 
-    def _references(self, images: Tensor, targets: Sequence[Sequence[Target]]) -> list[Reference]:
-        """Reference passes of a fixed number of rows, padded with empty images."""
-        rows = self._reference_rows
-        references: list[Reference] = []
-        for start in range(0, len(images), rows):
-            part, wanted = images[start : start + rows], list(targets[start : start + rows])
-            if missing := rows - len(part):
-                part = torch.cat([part, part.new_zeros((missing, *part.shape[1:]))])
-                wanted += [[] for _ in range(missing)]
-            found = reference_pass(self.model, part, wanted, gradients=self.method.needs_gradients)
-            references += found[: rows - missing]
-        return references
+    def _halving_remark(self) -> tuple[str, ...]:
+        if self.halved_rows is None:
+            return ()
+        return (
+            f"out of memory: made with {self.halved_rows} instead of {self.batch_size} rows per forward, "
+            "equal to rounding only",
+        )
 
     def _refuse_zero_gradient(self) -> None:
         if has_patch_gradient(self.model):
             return
         chosen, advice = self.model.target_layer_name, self.model.default_layer_name
+        if chosen == advice:
+            raise ZeroGradientError(
+                f"the model's output does not depend on its layer {chosen} for a random image; {DEAF} "
+                "Or set TARGET_LAYER to a layer that it reads."
+            )
         raise ZeroGradientError(
             f"TARGET_LAYER={chosen}: the score has no gradient at this layer's patch tokens (a CLS-pooled transformer "
-            f"reads only the CLS token from there on), so {self.method.name} would rank channels by zeros and draw the "
-            f"same map for every prompt. Use TARGET_LAYER={advice}; ALLOW_ZERO_GRADIENT=true overrides for studies."
+            f"reads only the CLS token from there on), so {self.method.name} would work with zeros and draw the same "
+            f"map for every prompt. Use TARGET_LAYER={advice or '(a layer further from the output)'}; ALLOW_ZERO_GRADIENT=true overrides for studies."
         )
 
 
@@ -147,15 +161,15 @@ def has_patch_gradient(model: ModelAdapter) -> bool:
     return bool((reference.gradients != 0).any())
 
 
-def _record(reference: Reference, result: MethodResult) -> ImageExplanation:
+def _record(result: MethodResult, halved: tuple[str, ...]) -> ImageExplanation:
     maps = result.maps.float().cpu()
     remarks = result.remarks or [()] * len(maps)
     warnings: list[tuple[str, ...]] = []
     for position, one in enumerate(maps):
-        warnings.append((*remarks[position], *_map_warnings(one)))
+        warnings.append((*remarks[position], *_map_warnings(one), *halved))
         if not bool(one.isfinite().all()):
             maps[position] = float("nan")
-    return ImageExplanation(maps, [float(score) for score in reference.scores], warnings)
+    return ImageExplanation(maps, [float(score) for score in result.scores], warnings)
 
 
 def _map_warnings(one: Tensor) -> tuple[str, ...]:

@@ -1,16 +1,19 @@
-"""Masked forwards, shared: a channel's mask depends on the image alone, so it serves every question."""
+"""Masked forwards, shared: an image's masks do not depend on the question, so they serve every question."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from heatlens.cam.batches import BatchRows, for_each_batch
 from heatlens.cam.capture import Reference
+from heatlens.cam.halves import HalfWeights
 from heatlens.cam.precision import autocast
-from heatlens.cam.protocols import ModelAdapter
+from heatlens.cam.protocols import ModelAdapter, Target
 
 MASK_EPSILON = 1e-6
 
@@ -27,19 +30,33 @@ def channel_masks(activations: Tensor, size: tuple[int, int]) -> Tensor:
     return (masks - low) / (high - low + MASK_EPSILON)
 
 
+@dataclass(frozen=True)
+class Segment:
+    """Rows of one batch that belong to one source image: its number and the ``keys`` (n,) of its variants."""
+
+    source: int
+    keys: Tensor
+
+
+# Writes the variants ``segment.keys`` of image ``segment.source`` into ``out`` (n, 3, H, W).
+Painter = Callable[[Segment, Tensor], None]
+
+
 class MaskedForwards:
-    """Runs masked images through the model, ``batch_size`` rows at a time.
+    """Runs variants of images through the model, a fixed number of rows at a time.
 
     Short batches are padded, so every forward has the same shape and a row's result does not depend on its
-    neighbours. Masked images of different source images fill the same batch. Only ``batch_size`` masks exist
-    at any time. ``forwards`` counts the masked images that were asked for (padding not counted).
+    neighbours. Variants of different source images fill the same batch. Only one batch of masks exists at any
+    time, on the model's device. ``forwards`` counts the variants that were asked for (padding not counted).
+    ``compile`` passes the forward through ``torch.compile`` (its fixed shape suits it).
     """
 
-    def __init__(self, model: ModelAdapter, *, batch_size: int, precision: str) -> None:
+    def __init__(self, model: ModelAdapter, *, batch_size: int, precision: str, compile: bool = False) -> None:
         self.model = model
-        self.batch_size = batch_size
+        self.batch = BatchRows(batch_size)
         self.precision = precision
         self.forwards = 0
+        self._forward: Callable[[Tensor], Tensor] = torch.compile(model.forward) if compile else model.forward
 
     def channel_scores(self, references: Sequence[Reference], channels: Sequence[Tensor]) -> list[Tensor]:
         """Scores of all targets with the image seen through one channel at a time.
@@ -47,46 +64,95 @@ class MaskedForwards:
         ``channels`` holds, per image, the distinct channel indices to try. Returns one (T_b, C) tensor per
         image; entries of channels that were not asked for are NaN.
         """
-        scores = [
-            ref.activations.new_full((len(ref.targets), ref.activations.shape[0]), float("nan")) for ref in references
-        ]
-        work = [(row, int(c)) for row, wanted in enumerate(channels) for c in wanted.tolist()]
-        for chunk in _chunks(work, self.batch_size):
-            outputs = self._forward(references, chunk)
-            self._score(references, chunk, outputs, scores)
-        self.forwards += len(work)
-        return scores
 
-    @torch.inference_mode()
-    def _forward(self, references: Sequence[Reference], chunk: Sequence[tuple[int, int]]) -> Tensor:
-        size = references[0].image.shape[-2:]
-        masks = channel_masks(
-            torch.stack([references[row].activations[channel] for row, channel in chunk]), (size[0], size[1])
+        def paint(segment: Segment, out: Tensor) -> None:
+            reference = references[segment.source]
+            masks = channel_masks(reference.activations[segment.keys], (out.shape[2], out.shape[3]))
+            torch.mul(reference.image, masks, out=out)
+
+        return self.variant_scores(
+            paint,
+            channels,
+            [reference.targets for reference in references],
+            columns=[len(reference.activations) for reference in references],
         )
-        images = torch.stack([references[row].image for row, _ in chunk])
-        masked = images * masks
-        if missing := self.batch_size - len(chunk):
-            masked = torch.cat([masked, masked.new_zeros((missing, *masked.shape[1:]))])
-        with autocast(self.precision, masked.device.type):
-            return self.model.forward(masked)
 
-    @staticmethod
-    @torch.inference_mode()
-    def _score(
-        references: Sequence[Reference],
-        chunk: Sequence[tuple[int, int]],
-        outputs: Tensor,
-        scores: Sequence[Tensor],
-    ) -> None:
-        """Targets see the whole padded batch: their arithmetic, too, must not depend on its other rows."""
-        rows = torch.tensor([row for row, _ in chunk], device=outputs.device)
-        columns = torch.tensor([channel for _, channel in chunk], device=outputs.device)
-        for row in sorted({row for row, _ in chunk}):
-            mine = (rows == row).nonzero()[:, 0]
-            for position, target in enumerate(references[row].targets):
-                scores[row][position, columns[mine]] = target(outputs)[mine].to(scores[row])
+    def variant_scores(
+        self,
+        paint: Painter,
+        wanted: Sequence[Tensor],
+        targets: Sequence[Sequence[Target]],
+        columns: Sequence[int],
+    ) -> list[Tensor]:
+        """Scores (T_b, columns_b) of every image's targets for its variants ``wanted``; NaN elsewhere."""
+        width, height = self.model.frame
+        rows = Rows.of(wanted, self.model.device)
+        scores = Scores(targets, columns, self.model)
+
+        def run(start: int, stop: int) -> None:
+            segments = rows.segments(start, stop)
+            variants = torch.zeros(
+                (self.batch.rows, 3, height, width), device=self.model.device, dtype=self.model.dtype
+            )
+            with torch.inference_mode():
+                at = 0
+                for segment in segments:
+                    paint(segment, variants[at : at + len(segment.keys)])
+                    at += len(segment.keys)
+                with autocast(self.precision, variants.device.type):
+                    outputs = self._forward(variants)
+                scores.take(segments, outputs)
+
+        with HalfWeights(self.model, self.precision):
+            for_each_batch(len(rows), self.batch, run)
+        self.forwards += len(rows)
+        return scores.tables
 
 
-def _chunks(items: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tuple[int, int]]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+@dataclass(frozen=True)
+class Rows:
+    """All variants of all images in one line: ``keys`` (N,) on the device, image b's in ``bounds[b:b+2]``."""
+
+    keys: Tensor
+    bounds: list[int]
+
+    @classmethod
+    def of(cls, wanted: Sequence[Tensor], device: torch.device) -> Rows:
+        bounds = [0]
+        for keys in wanted:
+            bounds.append(bounds[-1] + len(keys))
+        nothing = torch.zeros(0, dtype=torch.long)
+        return cls(torch.cat([nothing.to(device), *(keys.to(device) for keys in wanted)]), bounds)
+
+    def __len__(self) -> int:
+        return self.bounds[-1]
+
+    def segments(self, start: int, stop: int) -> list[Segment]:
+        """The rows ``start`` to ``stop``, one segment per image."""
+        pieces = [
+            (source, max(low, start), min(high, stop))
+            for source, (low, high) in enumerate(zip(self.bounds, self.bounds[1:], strict=False))
+        ]
+        return [Segment(source, self.keys[low:high]) for source, low, high in pieces if low < high]
+
+
+class Scores:
+    """Collects the scores of variants in ``tables``: one (T_b, columns_b) tensor per image, NaN where unknown."""
+
+    def __init__(self, targets: Sequence[Sequence[Target]], columns: Sequence[int], model: ModelAdapter) -> None:
+        self._targets = targets
+        self.tables = [
+            torch.full((len(mine), count), float("nan"), device=model.device, dtype=model.dtype)
+            for mine, count in zip(targets, columns, strict=True)
+        ]
+
+    def take(self, segments: Sequence[Segment], outputs: Tensor) -> None:
+        """``outputs`` (at least the segments' rows, ...): targets see the whole padded batch, because their
+        arithmetic, too, must not depend on its other rows."""
+        at = 0
+        for segment in segments:
+            stop = at + len(segment.keys)
+            table = self.tables[segment.source]
+            for position, target in enumerate(self._targets[segment.source]):
+                table[position, segment.keys] = target(outputs)[at:stop].to(table)
+            at = stop

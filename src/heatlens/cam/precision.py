@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -33,6 +37,13 @@ def resolve_precision(precision: str, device: str) -> str:
     return "bf16" if kind == "cpu" and _cpu_computes_bf16() else "fp32"
 
 
+def half_dtype(precision: str) -> torch.dtype | None:
+    """bf16, fp16 -> torch's dtype; None for fp32."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
 def _cuda_precision(device: str) -> str:
     import torch
 
@@ -52,6 +63,5 @@ def autocast(precision: str, device_type: str) -> AbstractContextManager[object]
     """The autocast context of a masked forward; nothing for fp32."""
     import torch
 
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device_type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+    dtype = half_dtype(precision)
+    return nullcontext() if dtype is None else torch.autocast(device_type, dtype=dtype)

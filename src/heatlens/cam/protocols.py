@@ -51,6 +51,11 @@ class ModelAdapter(Protocol):
     """The only view of a model that the engine has."""
 
     @property
+    def model(self) -> torch.nn.Module:
+        """The network itself."""
+        ...
+
+    @property
     def device(self) -> torch.device:
         """Where the model's weights are."""
         ...

@@ -42,6 +42,7 @@ class NetworkAdapter:
         self.name = name
         self._identity = identity or {}
         self._parameter = next(model.parameters())
+        self.dtype = self._parameter.dtype
         size = preprocess["size"]
         height, width = (size, size) if isinstance(size, int) else size
         self.frame = (int(width), int(height))
@@ -59,10 +60,6 @@ class NetworkAdapter:
     @property
     def device(self) -> torch.device:
         return self._parameter.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._parameter.dtype
 
     def identity(self) -> dict[str, Any]:
         """What names these weights: model, revision, SHA-256, target layer."""
@@ -97,11 +94,11 @@ class NetworkAdapter:
         """Token layout and the target layer's grid, from one empty forward."""
         width, height = self.frame
         empty = torch.zeros((1, 3, height, width), device=self.device, dtype=self.dtype)
-        convolved: list[tuple[int, int]] = []
+        convolved: list[tuple[nn.Conv2d, int, int]] = []
         shapes: list[torch.Size] = []
 
-        def note(_module: nn.Module, _inputs: object, output: Any) -> None:
-            convolved.append((int(output.shape[-2]), int(output.shape[-1])))
+        def note(module: nn.Conv2d, _inputs: object, output: Any) -> None:
+            convolved.append((module, int(output.shape[-2]), int(output.shape[-1])))
 
         def note_tokens(_module: nn.Module, _inputs: object, output: Any) -> None:
             shapes.append((output if isinstance(output, Tensor) else output[0]).shape)
@@ -118,29 +115,39 @@ class NetworkAdapter:
         finally:
             for handle in handles:
                 handle.remove()
-        layout = _token_layout(blocks, shapes[0], convolved, self.frame) if shapes and len(shapes[0]) == 3 else None
+        layout = self._token_layout(blocks, shapes[0], convolved) if shapes and len(shapes[0]) == 3 else None
         return layout, self._layer_grid(shape, layout)
+
+    def _token_layout(
+        self, blocks: tuple[nn.Module, ...], shape: torch.Size, convolved: list[tuple[nn.Conv2d, int, int]]
+    ) -> TokenLayout:
+        """The patch grid is that of the patch embedding, the last convolution that fits; the rest is prefix."""
+        count = int(shape[1])
+        for conv, rows, cols in reversed(convolved):
+            if 0 <= (prefix := count - rows * cols) <= _MAX_PREFIX_TOKENS:
+                return TokenLayout(blocks, prefix, self._convolution_grid(conv, rows, cols))
+        sizes = ", ".join(f"{rows}x{cols}" for _, rows, cols in convolved) or "none"
+        raise ModelError(f"model {self.name}: {count} tokens fit no patch embedding (its convolutions give {sizes})")
+
+    def _convolution_grid(self, conv: nn.Conv2d, rows: int, cols: int) -> PatchGrid:
+        only = conv.in_channels == 3 and conv.stride == conv.kernel_size and conv.padding in ((0, 0), "valid")
+        if only:  # patches side by side from the first pixel on; a frame may have a rest that no patch covers
+            return PatchGrid(rows, cols, stride=(float(conv.stride[0]), float(conv.stride[1])))
+        return measure_grid(self.forward, self.model, conv, self.frame, (rows, cols))
 
     def _layer_grid(self, shape: torch.Size, layout: TokenLayout | None) -> PatchGrid:
         if len(shape) == 3 and layout is not None and shape[1] == layout.prefix + layout.grid.rows * layout.grid.cols:
             return layout.grid
         if len(shape) == 4 and layout is not None and tuple(shape[2:]) == (layout.grid.rows, layout.grid.cols):
             return layout.grid
+        if len(shape) == 4 and shape[1] == shape[2] != shape[3]:
+            raise ModelError(
+                f"TARGET_LAYER={self.target_layer_name}: its output {tuple(shape)} has the channels last; "
+                "choose a layer whose output is (B, C, h, w) or patch tokens (B, N, C)"
+            )
         if len(shape) == 4:
             return measure_grid(self.forward, self.model, self.target_layer, self.frame, (int(shape[2]), int(shape[3])))
         raise ModelError(
             f"TARGET_LAYER={self.target_layer_name}: its output has shape {tuple(shape)}; patch tokens (B, N, C) "
             "of the image tower or a feature map (B, C, h, w) are needed"
         )
-
-
-def _token_layout(
-    blocks: tuple[nn.Module, ...], shape: torch.Size, convolved: list[tuple[int, int]], frame: tuple[int, int]
-) -> TokenLayout:
-    """The patch grid is what the patch embedding, the last convolution that fits, gives; the rest is prefix."""
-    count = int(shape[1])
-    for rows, cols in reversed(convolved):
-        if 0 <= (prefix := count - rows * cols) <= _MAX_PREFIX_TOKENS:
-            grid = PatchGrid(rows, cols, stride=(frame[1] / rows, frame[0] / cols))
-            return TokenLayout(blocks, prefix, grid)
-    raise ModelError(f"{count} tokens fit no patch embedding of the model (its convolutions give {convolved})")

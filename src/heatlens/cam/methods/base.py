@@ -1,4 +1,4 @@
-"""What a CAM method is: from reference passes to maps on the patch grid."""
+"""What a CAM method is: from images and targets to maps."""
 
 from __future__ import annotations
 
@@ -10,49 +10,131 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from heatlens.cam.capture import Reference
+from heatlens.cam.batches import BatchRows
+from heatlens.cam.capture import Reference, reference_passes
 from heatlens.cam.masked import MaskedForwards
+from heatlens.cam.protocols import ModelAdapter, PatchGrid, Target
+
+GRADIENTS = "gradients"
+MASKED_FORWARDS = "masked forwards"
+TAIL_FORWARDS = "tail forwards"
+ATTENTION = "attention maps"
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """Settings of methods: ``top_k`` channels (gScoreCAM), ``masks`` random masks from ``seed`` (RISE)."""
+
+    top_k: int = 300
+    masks: int = 4000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("top_k", "masks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
 class MethodResult:
-    """Maps (T, h, w) of one image's T targets, at least 0, and remarks per target for the record."""
+    """One image's maps (T, h, w), at least 0, its T targets' scores of the whole image, and remarks per target."""
 
     maps: Tensor
+    scores: Tensor
     remarks: list[tuple[str, ...]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Passes:
+    """What a method runs the model with: the masked forwards, and the rows of its reference passes."""
+
+    masked: MaskedForwards
+    reference: BatchRows
+
+    @property
+    def model(self) -> ModelAdapter:
+        return self.masked.model
+
+
 class CamMethod(ABC):
-    """One CAM method. A subclass states the paper, the formula and what it needs."""
+    """One CAM method. A subclass states the paper, the formula and what it needs.
+
+    ``needs`` are of GRADIENTS, MASKED_FORWARDS, TAIL_FORWARDS, ATTENTION; ``needs_live_layer``: does the method
+    say nothing where the target layer's patches have no gradient? ``uses_target``: does the map depend on what
+    is asked?
+    """
 
     name: ClassVar[str]
-    needs_gradients: ClassVar[bool]
+    paper: ClassVar[str]
+    formula: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    needs_live_layer: ClassVar[bool] = False
+    uses_target: ClassVar[bool] = True
 
-    def __init__(self, *, top_k: int = 300) -> None:
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
-        self.top_k = top_k
+    def __init__(self, options: MethodOptions | None = None) -> None:
+        self.options = options or MethodOptions()
 
-    @abstractmethod
-    def maps(self, references: Sequence[Reference], masked: MaskedForwards) -> list[MethodResult]:
-        """One result per reference, in order."""
+    def check(self, model: ModelAdapter) -> None:  # noqa: B027 - most methods work with every model
+        """Raise ModelError when the method cannot work on ``model``, before any work is done."""
+
+    def grid(self, model: ModelAdapter) -> PatchGrid:
+        """Where the cells of this method's maps lie in the input frame."""
+        return model.grid
 
     def parameters(self) -> dict[str, object]:
         """What changes this method's maps, for the run's fingerprint."""
         return {}
 
-
-def weighted_activations(weights: Tensor, activations: Tensor) -> Tensor:
-    """``ReLU(sum_c w_c A_c)``: weights (T, C) and activations (C, h, w) -> (T, h, w).
-
-    One product per target: in a joint one the last bits of a map would depend on how many others are asked for.
-    """
-    flat = activations.flatten(1)
-    maps = [(row[None] @ flat).reshape(activations.shape[1:]).relu() for row in weights]
-    return torch.stack(maps) if maps else activations.new_zeros((0, *activations.shape[1:]))
+    @abstractmethod
+    def explain(self, images: Tensor, targets: Sequence[Sequence[Target]], passes: Passes) -> list[MethodResult]:
+        """``images`` (B, 3, H, W) on the model's device, one list of targets per image -> one result per image."""
 
 
-def required_gradients(reference: Reference) -> Tensor:
-    """The reference's gradients, which the engine captured because the method asked for them."""
+class LayerMethod(CamMethod):
+    """A method that reads the target layer's activations (C, h, w), and perhaps their gradients (T, C, h, w)."""
+
+    def explain(self, images: Tensor, targets: Sequence[Sequence[Target]], passes: Passes) -> list[MethodResult]:
+        references = reference_passes(
+            passes.model, images, targets, gradients=GRADIENTS in self.needs, batch=passes.reference
+        )
+        return self.maps(references, passes)
+
+    @abstractmethod
+    def maps(self, references: Sequence[Reference], passes: Passes) -> list[MethodResult]:
+        """One result per reference, in order."""
+
+
+class GradientMethod(LayerMethod):
+    """A method whose map of one target needs its gradients at the target layer and nothing else."""
+
+    needs = (GRADIENTS,)
+    needs_live_layer = True
+
+    def maps(self, references: Sequence[Reference], passes: Passes) -> list[MethodResult]:  # noqa: ARG002
+        return [
+            MethodResult(stack_maps([self.weigh(ref.activations, one) for one in gradients_of(ref)], ref), ref.scores)
+            for ref in references
+        ]
+
+    @abstractmethod
+    def weigh(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Activations and one target's gradients, (C, h, w) each -> map (h, w), at least 0.
+
+        One target at a time: in joint products the last bits would depend on how many others are asked for.
+        """
+
+
+def weighted_sum(weights: Tensor, activations: Tensor) -> Tensor:
+    """``ReLU(sum_c w_c A_c)``: weights (C,) and activations (C, h, w) -> (h, w)."""
+    return (weights[None] @ activations.flatten(1)).reshape(activations.shape[1:]).relu()
+
+
+def stack_maps(maps: Sequence[Tensor], reference: Reference) -> Tensor:
+    """T maps (h, w) -> (T, h, w); also for T = 0."""
+    return torch.stack(list(maps)) if maps else reference.activations.new_zeros((0, *reference.activations.shape[1:]))
+
+
+def gradients_of(reference: Reference) -> Tensor:
+    """The reference's gradients (T, C, h, w), which were captured because the method asked for them."""
     assert reference.gradients is not None
     return reference.gradients

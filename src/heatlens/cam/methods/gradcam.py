@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from torch import Tensor
 
-from heatlens.cam.capture import Reference
-from heatlens.cam.masked import MaskedForwards
-from heatlens.cam.methods.base import CamMethod, MethodResult, required_gradients, weighted_activations
+from heatlens.cam.methods.base import GradientMethod, weighted_sum
 
 
-class GradCAM(CamMethod):
-    """Grad-CAM (Selvaraju et al., ICCV 2017, https://arxiv.org/abs/1610.02391).
-
-    ``w_c = mean_ij dS/dA_c,ij``; ``map = ReLU(sum_c w_c A_c)``.
-    Activations (C, h, w), gradients (T, C, h, w) -> maps (T, h, w). Needs gradients at the target layer.
-    """
+class GradCAM(GradientMethod):
+    """Grad-CAM (Selvaraju et al., ICCV 2017). Activations and gradients (C, h, w) -> map (h, w)."""
 
     name = "GradCAM"
-    needs_gradients = True
+    paper = "https://arxiv.org/abs/1610.02391"
+    formula = "ReLU(sum_c mean_ij(dS/dA_c) A_c)"
 
-    def maps(self, references: Sequence[Reference], masked: MaskedForwards) -> list[MethodResult]:  # noqa: ARG002
-        return [
-            MethodResult(weighted_activations(required_gradients(ref).mean(dim=(2, 3)), ref.activations))
-            for ref in references
-        ]
+    def weigh(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return weighted_sum(gradients.mean(dim=(1, 2)), activations)

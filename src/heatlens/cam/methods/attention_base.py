@@ -1,0 +1,58 @@
+"""What methods share that read a vision transformer's attention maps."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from heatlens.cam.attention import AttentionPattern, attention_pattern, transformer_layout
+from heatlens.cam.batches import for_each_batch
+from heatlens.cam.capture import pad_rows
+from heatlens.cam.methods.base import ATTENTION, CamMethod, MethodResult, Passes
+from heatlens.cam.protocols import ModelAdapter, PatchGrid, Target, TokenLayout
+
+
+class AttentionMethod(CamMethod):
+    """A method with a pass of its own, in which attention is not fused. The target layer plays no part."""
+
+    needs = (ATTENTION,)
+
+    def check(self, model: ModelAdapter) -> None:
+        self._layout = transformer_layout(model, self.name)
+        self._pattern = attention_pattern(model, self.name)
+
+    @property
+    def layout(self) -> TokenLayout:
+        return self._layout
+
+    @property
+    def pattern(self) -> AttentionPattern:
+        return self._pattern
+
+    def grid(self, model: ModelAdapter) -> PatchGrid:
+        return transformer_layout(model, self.name).grid
+
+    def explain(self, images: Tensor, targets: Sequence[Sequence[Target]], passes: Passes) -> list[MethodResult]:
+        results: list[MethodResult] = []
+
+        def run(start: int, stop: int) -> None:
+            part, wanted = pad_rows(images[start:stop], targets[start:stop], passes.reference.rows)
+            maps, scores = self.trace(passes.model, part, wanted)
+            results.extend(MethodResult(*pair) for pair in list(zip(maps, scores, strict=True))[: stop - start])
+
+        for_each_batch(len(images), passes.reference, run)
+        return results
+
+    @abstractmethod
+    def trace(
+        self, model: ModelAdapter, images: Tensor, targets: Sequence[Sequence[Target]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """One pass over ``images`` (B, 3, H, W) -> per image its maps (T, rows, cols) and scores (T,)."""
+
+    def stack(self, maps: Sequence[Tensor], like: Tensor) -> Tensor:
+        """T maps (rows, cols) -> (T, rows, cols); also for T = 0."""
+        grid = self.layout.grid
+        return torch.stack(list(maps)).detach() if maps else like.new_zeros((0, grid.rows, grid.cols))

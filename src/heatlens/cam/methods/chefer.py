@@ -1,0 +1,57 @@
+"""Chefer's transformer relevance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from heatlens.cam.attention import CUT_FIRST, AttentionCall, patch_columns, total_of, traced_attention
+from heatlens.cam.capture import score_rows
+from heatlens.cam.methods.attention_base import AttentionMethod
+from heatlens.cam.protocols import ModelAdapter, Target
+
+
+class CheferRelevance(AttentionMethod):
+    """Relevance propagation by Chefer et al. (ICCV 2021), over all layers. -> map (rows, cols).
+
+    A full backward per target. Read as in attention rollout: at CLS, at the mean of the averaged tokens, or
+    through the attention pooler's own (positive gradient times attention) row.
+    """
+
+    name = "Chefer"
+    paper = "https://arxiv.org/abs/2103.15679"
+    formula = "row CLS of R, R <- R + mean_heads ReLU(dS/dA_l * A_l) R for l = 1..L, starting from R = I"
+
+    def trace(
+        self, model: ModelAdapter, images: Tensor, targets: Sequence[Sequence[Target]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        with torch.no_grad(), traced_attention(model, CUT_FIRST) as calls:
+            output = model.forward(images)
+        with torch.enable_grad():
+            scores = score_rows(output, targets)
+        maps: list[list[Tensor]] = [[] for _ in targets]
+        for position in range(max(map(len, targets), default=0)):
+            relevance = self._relevance(calls, total_of(scores, position))
+            for row, mine in enumerate(targets):
+                if position < len(mine):
+                    maps[row].append(relevance[row])
+        return [self.stack(one, output) for one in maps], [one.detach() for one in scores]
+
+    def _relevance(self, calls: Sequence[AttentionCall], total: Tensor | None) -> Tensor:
+        """(B, rows, cols) of the targets whose scores add up to ``total``."""
+        weights = [call.weights for call in calls]
+        gradients = _gradients(total, weights)
+        flows = [(slope * own).relu().mean(dim=1) for slope, own in zip(gradients, weights, strict=True)]
+        read = flows.pop() if self.pattern.pooled else self.pattern.readout.to(flows[0]).expand(len(flows[0]), 1, -1)
+        for flow in reversed(flows):
+            read = read + read @ flow
+        return patch_columns(read.mean(dim=1), self.layout)
+
+
+def _gradients(total: Tensor | None, weights: Sequence[Tensor]) -> list[Tensor]:
+    if total is None or not total.requires_grad:
+        return [torch.zeros_like(one) for one in weights]
+    found = torch.autograd.grad(total, list(weights), retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(own) if one is None else one for one, own in zip(found, weights, strict=True)]

@@ -1,0 +1,19 @@
+"""Eigen-Grad-CAM."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from heatlens.cam.methods.base import GradientMethod
+from heatlens.cam.methods.eigencam import principal_map
+
+
+class EigenGradCAM(GradientMethod):
+    """Eigen-CAM of activations times gradients (grad-cam's variant). (C, h, w) each -> map (h, w)."""
+
+    name = "EigenGradCAM"
+    paper = "https://github.com/jacobgil/pytorch-grad-cam"
+    formula = "ReLU(first principal component of dS/dA * A over the cells)"
+
+    def weigh(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return principal_map(gradients * activations)

@@ -1,0 +1,66 @@
+"""Grad-ECLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from heatlens.cam.attention import CUT_OUTPUT, AttentionCall, total_of, traced_attention
+from heatlens.cam.capture import score_rows
+from heatlens.cam.methods.attention_base import AttentionMethod
+from heatlens.cam.protocols import ModelAdapter, Target
+
+
+class GradECLIP(AttentionMethod):
+    """Grad-ECLIP (Zhao et al., ICML 2024). -> map (rows, cols).
+
+    q, k, v and the output o (before the projection) of the last attention, heads side by side; i runs over the
+    queries that are pooled: CLS, or the attention pooler's own queries, or all tokens that are averaged. The
+    cosine is scaled to 0..1 over the patches.
+    """
+
+    name = "Grad-ECLIP"
+    paper = "https://arxiv.org/abs/2502.18816"
+    formula = "ReLU(sum_i sum_c dS/do_ic * minmax_j cos(q_i, k_j) * v_jc), last attention"
+
+    def trace(
+        self, model: ModelAdapter, images: Tensor, targets: Sequence[Sequence[Target]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        with torch.no_grad(), traced_attention(model, CUT_OUTPUT) as calls:
+            output = model.forward(images)
+        last = calls[-1]
+        with torch.enable_grad():
+            scores = score_rows(output, targets)
+        nearness = self._nearness(last)
+        values = _side_by_side(last.value)[:, self.layout.prefix :]
+        maps: list[list[Tensor]] = [[] for _ in targets]
+        for position in range(max(map(len, targets), default=0)):
+            total = total_of(scores, position)
+            gradient = (
+                torch.autograd.grad(total, last.output, retain_graph=True)[0]
+                if total is not None and total.requires_grad
+                else torch.zeros_like(last.output)
+            )
+            strength = _side_by_side(gradient) @ values.transpose(1, 2)  # (B, queries, patches)
+            for row, mine in enumerate(targets):
+                if position < len(mine):
+                    maps[row].append(self._as_map((strength[row] * nearness[row]).sum(dim=0).relu()))
+        return [self.stack(one, output) for one in maps], [one.detach() for one in scores]
+
+    def _nearness(self, call: AttentionCall) -> Tensor:
+        """(B, queries, patches): the cosine of queries and keys, min-max scaled over the patches."""
+        queries, keys = F.normalize(_side_by_side(call.query), dim=-1), F.normalize(_side_by_side(call.key), dim=-1)
+        cosine = (queries @ keys.transpose(1, 2))[:, :, self.layout.prefix :].detach()
+        low, high = cosine.amin(dim=-1, keepdim=True), cosine.amax(dim=-1, keepdim=True)
+        return (cosine - low) / (high - low).clamp(min=torch.finfo(cosine.dtype).tiny)
+
+    def _as_map(self, patches: Tensor) -> Tensor:
+        return patches.reshape(self.layout.grid.rows, self.layout.grid.cols)
+
+
+def _side_by_side(heads: Tensor) -> Tensor:
+    """(B, heads, n, d) -> (B, n, heads * d)."""
+    return heads.transpose(1, 2).flatten(2)

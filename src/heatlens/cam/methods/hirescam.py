@@ -1,0 +1,21 @@
+"""HiResCAM."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from heatlens.cam.methods.base import GradientMethod
+
+
+class HiResCAM(GradientMethod):
+    """HiResCAM (Draelos and Carin, 2020). Activations and gradients (C, h, w) -> map (h, w).
+
+    Without Grad-CAM's averaging: the map is the score's own first-order attribution to each cell.
+    """
+
+    name = "HiResCAM"
+    paper = "https://arxiv.org/abs/2011.08891"
+    formula = "ReLU(sum_c dS/dA_c * A_c)"
+
+    def weigh(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return (gradients * activations).sum(dim=0).relu()
