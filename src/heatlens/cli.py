@@ -11,7 +11,7 @@ from importlib import import_module
 from heatlens import __version__
 from heatlens.errors import ConfigError
 from heatlens.guard import guarded
-from heatlens.registry import KINDS, nearest_hint
+from heatlens.registry import GRAD_CAM_PREFIX, KINDS, METHODS, nearest_hint
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ COMMANDS = {
         "film | map | overlay of one heat map of a run with SAVE_RAW_CAM=true",
         "heatlens.report.figure:main",
     ),
+    "evaluate": Command(
+        "evaluate --sanity [--config FILE.conf] [--key value ...] [--method NAME,...] [--output FILE.json]",
+        "do the maps depend on the prompt and on what the model has learnt?",
+        "heatlens.evaluate.command:main",
+    ),
     "list": Command(
         "list methods|datasets|colormaps|models|stages",
         "print the names a key can take",
@@ -49,8 +54,8 @@ COMMANDS = {
 MODELS = {
     "demo": "the small CLIP that comes with the program, trained on its phantom films",
     "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224": "BiomedCLIP, the default",
-    "hf-hub:OWNER/NAME": "any open_clip model of the hub",
-    "FOLDER or local-dir:FOLDER": "a folder with open_clip_config.json and weights",
+    "hf-hub:OWNER/NAME": "any open_clip model of the hub, or CLIP or SigLIP of the transformers library",
+    "FOLDER or local-dir:FOLDER": "weights with open_clip_config.json, or config.json of transformers' CLIP or SigLIP",
     "NAME/TAG": "an architecture and tag of open_clip, such as ViT-B-32/openai",
 }
 
@@ -105,6 +110,9 @@ def show_config(argv: list[str]) -> int:
 def show_list(argv: list[str]) -> int:
     """``heatlens list KIND``: names with one line each."""
     kinds = {f"{kind}s": table for kind, table in KINDS.items()}
+    if argv == ["methods"]:
+        print("\n".join(method_lines()))
+        return 0
     if len(argv) == 1 and argv[0] in kinds:
         rows = {entry.name: entry.summary for entry in kinds[argv[0]].values()}
     elif argv == ["models"]:
@@ -115,6 +123,22 @@ def show_list(argv: list[str]) -> int:
     for name, summary in rows.items():
         print(f"{name:<{width}}  {summary}")
     return 0
+
+
+def method_lines() -> list[str]:
+    """What ``heatlens list methods`` prints: name, needs and paper; what it is; its formula."""
+    width = max(map(len, METHODS)) + 2
+    needs = max(len(", ".join(entry.needs)) for entry in METHODS.values()) + 2
+    lines = [f"{'CAM_VERSION':<{width}}{'NEEDS':<{needs}}PAPER"]
+    for entry in METHODS.values():
+        lines += ["", f"{entry.name:<{width}}{', '.join(entry.needs) or 'one forward':<{needs}}{entry.paper}"]
+        lines += [f"{'':<{width}}{entry.summary}", f"{'':<{width}}{entry.formula}"]
+    lines += ["", f"{GRAD_CAM_PREFIX}NAME, e.g. {GRAD_CAM_PREFIX}FinerCAM: a method of the grad-cam package"]
+    lines += [
+        "",
+        "A: the target layer's activations, S: the score of the text, c: channel, ij: cell, M: mask, l: layer.",
+    ]
+    return lines
 
 
 def _dispatch(argv: list[str]) -> int:

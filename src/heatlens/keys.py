@@ -15,7 +15,7 @@ from string import Formatter
 from typing import Any, Protocol, get_args
 
 from heatlens.errors import ConfigError
-from heatlens.registry import KINDS, find, nearest_hint
+from heatlens.registry import GRAD_CAM_PREFIX, KINDS, find, nearest_hint
 
 TRUE = ("true", "yes", "on", "1")
 FALSE = ("false", "no", "off", "0")
@@ -144,7 +144,7 @@ class Registered:
 
     @property
     def allowed(self) -> str:
-        bridge = ", grad-cam:NAME" if self.kind == "method" else ""
+        bridge = f", {GRAD_CAM_PREFIX}NAME" if self.kind == "method" else ""
         return ", ".join(KINDS[self.kind]) + bridge
 
     def read(self, text: str, base: Path) -> str:  # noqa: ARG002

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from heatlens.errors import ConfigError
+
+EntryT = TypeVar("EntryT", bound="Entry")
 
 
 @dataclass(frozen=True)
@@ -33,64 +35,152 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class BridgeEntry(Entry):
+class MethodEntry(Entry):
+    """A CAM method: besides, what it ``needs`` of a model, its ``paper`` and its ``formula``.
+
+    In formulas A are the target layer's activations, S the score of the text, c a channel, ij a cell.
+    """
+
+    needs: tuple[str, ...] = ()
+    paper: str = ""
+    formula: str = ""
+
+
+@dataclass(frozen=True)
+class BridgeEntry(MethodEntry):
     """A method of the grad-cam package; whether it exists is known when it is loaded."""
 
     def load(self) -> Any:
         return partial(super().load(), self.name)
 
 
-def _table(*entries: Entry) -> Mapping[str, Entry]:
+def _table(*entries: EntryT) -> Mapping[str, EntryT]:
     return {entry.name: entry for entry in entries}
 
 
 METHODS = _table(
-    Entry(
+    MethodEntry(
         "gScoreCAM",
         "heatlens.cam.methods.gscorecam:GScoreCAM",
         "gradients choose the top-k channels, masked forwards weigh them",
+        needs=("gradients", "masked forwards"),
+        paper="https://github.com/anguyen8/gScoreCAM",
+        formula="ReLU(sum_c w_c A_c), w = softmax_c S(image * minmax(upsample(A_c))), c: k largest mean_ij(dS/dA_c)",
         aliases=("g-score-cam", "gradient ScoreCAM"),
     ),
-    Entry("ScoreCAM", "heatlens.cam.methods.scorecam:ScoreCAM", "masked forwards weigh every channel"),
-    Entry(
+    MethodEntry(
+        "ScoreCAM",
+        "heatlens.cam.methods.scorecam:ScoreCAM",
+        "masked forwards weigh every channel",
+        needs=("masked forwards",),
+        paper="https://arxiv.org/abs/1910.01279",
+        formula="ReLU(sum_c w_c A_c), w = softmax_c S(image * minmax(upsample(A_c)))",
+    ),
+    MethodEntry(
         "GradCAM",
         "heatlens.cam.methods.gradcam:GradCAM",
         "channels weighted by their mean gradient",
+        needs=("gradients",),
+        paper="https://arxiv.org/abs/1610.02391",
+        formula="ReLU(sum_c mean_ij(dS/dA_c) A_c)",
         aliases=("vanilla GradCAM",),
     ),
-    Entry(
+    MethodEntry(
         "GradCAM++",
         "heatlens.cam.methods.gradcam_plusplus:GradCAMPlusPlus",
         "Grad-CAM with a weight for every cell",
+        needs=("gradients",),
+        paper="https://arxiv.org/abs/1710.11063",
+        formula="ReLU(sum_c w_c A_c), w_c = sum_ij a_c ReLU(g_c), a_c = g_c^2 / (2 g_c^2 + g_c^3 sum_ij A_c), g=dS/dA",
         aliases=("GradCAMpp",),
     ),
-    Entry("HiResCAM", "heatlens.cam.methods.hirescam:HiResCAM", "gradient times activation, cell by cell"),
-    Entry("XGradCAM", "heatlens.cam.methods.xgradcam:XGradCAM", "Grad-CAM with weights that add up to the score"),
-    Entry("LayerCAM", "heatlens.cam.methods.layercam:LayerCAM", "positive gradient times activation, cell by cell"),
-    Entry("EigenCAM", "heatlens.cam.methods.eigencam:EigenCAM", "first principal component; ignores the prompt"),
-    Entry(
+    MethodEntry(
+        "HiResCAM",
+        "heatlens.cam.methods.hirescam:HiResCAM",
+        "gradient times activation, cell by cell",
+        needs=("gradients",),
+        paper="https://arxiv.org/abs/2011.08891",
+        formula="ReLU(sum_c dS/dA_c * A_c)",
+    ),
+    MethodEntry(
+        "XGradCAM",
+        "heatlens.cam.methods.xgradcam:XGradCAM",
+        "Grad-CAM with weights that add up to the score",
+        needs=("gradients",),
+        paper="https://arxiv.org/abs/2008.02312",
+        formula="ReLU(sum_c w_c A_c), w_c = sum_ij(dS/dA_c * A_c) / sum_ij A_c",
+    ),
+    MethodEntry(
+        "LayerCAM",
+        "heatlens.cam.methods.layercam:LayerCAM",
+        "positive gradient times activation, cell by cell",
+        needs=("gradients",),
+        paper="https://doi.org/10.1109/TIP.2021.3089943",
+        formula="ReLU(sum_c ReLU(dS/dA_c) * A_c)",
+    ),
+    MethodEntry(
+        "EigenCAM",
+        "heatlens.cam.methods.eigencam:EigenCAM",
+        "first principal component; ignores the prompt",
+        paper="https://arxiv.org/abs/2008.00299",
+        formula="ReLU(first principal component of A over the cells)",
+    ),
+    MethodEntry(
         "EigenGradCAM",
         "heatlens.cam.methods.eigengradcam:EigenGradCAM",
         "first principal component of gradient times activation",
+        needs=("gradients",),
+        paper="https://github.com/jacobgil/pytorch-grad-cam",
+        formula="ReLU(first principal component of dS/dA * A over the cells)",
     ),
-    Entry("AblationCAM", "heatlens.cam.methods.ablationcam:AblationCAM", "what the score loses without a channel"),
-    Entry("RISE", "heatlens.cam.methods.rise:RISE", "random masks weighted by the score of what they leave"),
-    Entry("LeGrad", "heatlens.cam.methods.legrad:LeGrad", "positive gradients of every layer's attention"),
-    Entry(
+    MethodEntry(
+        "AblationCAM",
+        "heatlens.cam.methods.ablationcam:AblationCAM",
+        "what the score loses without a channel",
+        needs=("tail forwards",),
+        paper="https://doi.org/10.1109/WACV45572.2020.9093360",
+        formula="ReLU(sum_c w_c A_c), w_c = (S - S_c) / |S|, S_c: score without channel c",
+    ),
+    MethodEntry(
+        "RISE",
+        "heatlens.cam.methods.rise:RISE",
+        "random masks weighted by the score of what they leave",
+        needs=("masked forwards",),
+        paper="https://arxiv.org/abs/1806.07421",
+        formula="ReLU(sum_n (S(image * M_n) - mean S) M_n / (N p))",
+    ),
+    MethodEntry(
+        "LeGrad",
+        "heatlens.cam.methods.legrad:LeGrad",
+        "positive gradients of every layer's attention",
+        needs=("gradients", "attention maps"),
+        paper="https://arxiv.org/abs/2404.03214",
+        formula="mean_l mean_heads,queries ReLU(dS_l/dA_l), columns of the patches",
+    ),
+    MethodEntry(
         "Grad-ECLIP",
         "heatlens.cam.methods.grad_eclip:GradECLIP",
         "gradient at the last attention times value times nearness",
+        needs=("gradients", "attention maps"),
+        paper="https://arxiv.org/abs/2502.18816",
+        formula="ReLU(sum_i sum_c dS/do_ic * minmax_j cos(q_i, k_j) * v_jc), last attention",
     ),
-    Entry(
+    MethodEntry(
         "rollout",
         "heatlens.cam.methods.rollout:AttentionRollout",
         "attention multiplied through all layers; ignores the prompt",
+        needs=("attention maps",),
+        paper="https://arxiv.org/abs/2005.00928",
+        formula="row CLS of A_L ... A_1, A_l = (mean_heads softmax(QK^T/sqrt d) + I) / 2",
         aliases=("attention rollout",),
     ),
-    Entry(
+    MethodEntry(
         "Chefer",
         "heatlens.cam.methods.chefer:CheferRelevance",
         "attention times its positive gradient, through all layers",
+        needs=("gradients", "attention maps"),
+        paper="https://arxiv.org/abs/2103.15679",
+        formula="row CLS of R, R <- R + mean_heads ReLU(dS/dA_l * A_l) R for l = 1..L, starting from R = I",
         aliases=("Chefer relevance", "transformer attribution"),
     ),
 )
@@ -162,7 +252,8 @@ def find(kind: str, name: str) -> Entry:
     spellings = {plain_name(known): entry for entry in table.values() for known in (entry.name, *entry.aliases)}
     if entry := spellings.get(plain_name(name)):
         return entry
-    raise ConfigError(f"unknown {kind} {name!r}; {nearest_hint(name, table)}")
+    bridge = f", {GRAD_CAM_PREFIX}NAME" if kind == "method" else ""
+    raise ConfigError(f"unknown {kind} {name!r}; {nearest_hint(name, table)}{bridge}")
 
 
 def nearest_hint(name: str, names: Mapping[str, Any] | list[str]) -> str:

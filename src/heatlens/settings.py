@@ -76,7 +76,7 @@ class Settings(BaseModel):
     question_types: str = _key("data", TYPES, "", "only questions of these types and about these contents")
     sample: float | None = _key("data", Amount(empty="all"), "",
         "only this many rows, or this share of them, drawn at random with SEED")
-    seed: int = _key("data", Whole(0, 2**32 - 1), "0", "seed of SAMPLE")
+    seed: int = _key("data", Whole(0, 2**32 - 1), "0", "seed of SAMPLE, and of RISE's masks")
     stop_after: int | None = _key("data", Whole(1, empty="all"), "",
         "only the first N selected rows of the run, counted before sharding")
 
@@ -103,10 +103,15 @@ class Settings(BaseModel):
     batch_size: int | None = _key("model", Whole(1, 65536, empty="by device"), "",
         "rows of every forward; fewer need less memory", fixed=True)
 
+    compile: bool = _key("model", Truth(), "false",
+        "true: masked forwards go through torch.compile (minutes to start; needs a C++ compiler on a CPU)", fixed=True)
+
     # Where it looks
     cam_version: str = _key("map", Registered("method"), "gScoreCAM", "the CAM method", fixed=True)
     topk: int = _key("map", Whole(1, 1_000_000), "300",
         "gScoreCAM: number of channels that are masked and scored", fixed=True)
+    rise_masks: int = _key("map", Whole(1, 1_000_000), "4000",
+        "RISE: number of random masks, drawn from SEED", fixed=True)
     allow_zero_gradient: bool = _key("map", Truth(), "false",
         "accept a TARGET_LAYER whose patch gradient is zero by construction")
     enable_body_mask: bool = _key("map", Truth(), "true",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -15,8 +17,11 @@ from torch import nn
 from heatlens.cam.protocols import Target
 from heatlens.models.classifier import ClassifierAdapter
 from heatlens.models.clip import ClipAdapter
+from heatlens.models.loading import load_clip
 from heatlens.models.network import NetworkAdapter
+from heatlens.models.transformers_clip import TransformersClipAdapter
 from tests.cam.support import PROMPTS, TOKENIZER, tiny_clip
+from tests.models.tiny_transformers import tiny_transformers_folder
 
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 CLASSES = 5
@@ -80,12 +85,33 @@ def convnet(dtype: torch.dtype = torch.float32) -> ClassifierAdapter:
     return ClassifierAdapter(model, name="convnet", preprocess=preprocess(64), target_layer="layer3")
 
 
+def _transformers(kind: str, dtype: torch.dtype) -> NetworkAdapter:
+    with tempfile.TemporaryDirectory() as folder:
+        model = load_clip(str(tiny_transformers_folder(kind, Path(folder) / kind)))
+    torch.manual_seed(7)
+    return TransformersClipAdapter(
+        stirred(model.model, dtype), model._tokenizer, name=kind, preprocess=preprocess(model.frame[0])
+    )
+
+
+def transformers_clip(dtype: torch.dtype = torch.float32) -> NetworkAdapter:
+    """transformers' CLIPModel: CLS token."""
+    return _transformers("clip", dtype)
+
+
+def transformers_siglip(dtype: torch.dtype = torch.float32) -> NetworkAdapter:
+    """transformers' SiglipModel: no CLS token, pooled by nn.MultiheadAttention, a logit bias."""
+    return _transformers("siglip", dtype)
+
+
 ZOO: dict[str, Callable[[torch.dtype], NetworkAdapter]] = {
     "timm trunk": tiny_clip,
     "open_clip": open_clip_vit,
     "SigLIP": siglip_like,
     "registers": registers_vit,
     "averaged": averaged_vit,
+    "transformers CLIP": transformers_clip,
+    "transformers SigLIP": transformers_siglip,
     "torchvision": torchvision_vit,
     "convnet": convnet,
 }

@@ -47,12 +47,24 @@ def test_config_prints_values_with_origins(capsys: pytest.CaptureFixture[str], m
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
-    for kind, names in (("methods", METHODS), ("colormaps", COLORMAPS), ("models", cli.MODELS)):
+    for kind, names in (("colormaps", COLORMAPS), ("models", cli.MODELS)):
         assert cli.main(["list", kind]) == 0
         assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == list(names)
     for argv in (["list"], ["list", "colours"], ["list", "methods", "models"]):
         assert cli.main(argv) == 2
         assert "colormaps" in capsys.readouterr().err
+
+
+def test_list_methods_prints_needs_paper_and_formula(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "methods"]) == 0
+    blocks = capsys.readouterr().out.split("\n\n")
+    assert len(blocks) == len(METHODS) + 3  # a head, grad-cam:NAME, the symbols
+    for block, entry in zip(blocks[1:], METHODS.values(), strict=False):
+        head, summary, formula = block.splitlines()
+        assert head.split("  ")[0] == entry.name
+        assert ", ".join(entry.needs) in head and head.endswith(entry.paper)
+        assert (summary.strip(), formula.strip()) == (entry.summary, entry.formula)
+    assert blocks[-2].startswith("grad-cam:NAME")
 
 
 def test_run_without_a_stage_names_the_stages(capsys: pytest.CaptureFixture[str]) -> None:

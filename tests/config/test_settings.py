@@ -66,8 +66,8 @@ def test_every_key_has_help_and_a_default_in_its_range(name: str, tmp_path: Path
 
 IN_FINGERPRINT = {
     "DATASET", "PROMPT_TEMPLATE", "REGIONS", "TARGET_LAYER", "PREPROCESS", "PRECISION", "BATCH_SIZE", "CAM_VERSION",
-    "TOPK", "ENABLE_BODY_MASK", "SKIP_CRF", "SAVE_RAW_CAM", "ALPHA", "COLORMAP", "BACKGROUND", "OUTPUT_SIZE",
-    "OUTPUT_FORMAT",
+    "TOPK", "RISE_MASKS", "COMPILE", "ENABLE_BODY_MASK", "SKIP_CRF", "SAVE_RAW_CAM", "ALPHA", "COLORMAP",
+    "BACKGROUND", "OUTPUT_SIZE", "OUTPUT_FORMAT",
 }  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def test_values_that_are_understood(key: str, text: str, value: object) -> None:
         ("ALPHA", "1_0e-1", "0 to 1"),
         ("ALPHA", "٠", "0 to 1"),
         ("COLORMAP", "jett", "did you mean jet? Allowed: jet, turbo, "),
-        ("CAM_VERSION", "foo", "gScoreCAM, GradCAM"),
+        ("CAM_VERSION", "foo", "gScoreCAM, ScoreCAM, GradCAM"),
         ("CAM_VERSION", "GradCAMM", "did you mean GradCAM?"),
         ("DATASET", "gemx", "did you mean gemex?"),
         ("STOP_AFTER", "0", "1 or more, or empty (all)"),
@@ -179,7 +179,8 @@ def test_all_errors_are_reported_together_each_with_its_place(conf: Path) -> Non
     lines = message.split("\n")
     assert lines[0] == "5 settings are wrong:"
     assert lines[1].startswith(f"ALPA ({conf}:2): unknown key, did you mean ALPHA?; helper variables")
-    assert lines[2] == "CAM_VERSION=foo (flag --cam-version): allowed: gScoreCAM, GradCAM"
+    assert lines[2].startswith("CAM_VERSION=foo (flag --cam-version): allowed: gScoreCAM, ScoreCAM, GradCAM, ")
+    assert lines[2].endswith(", Chefer, grad-cam:NAME")
     assert lines[3] == "TOPK=none (environment): allowed: 1 to 1000000"
     assert lines[4] == f"ALPHA=1.5 ({conf}:1): allowed: 0 to 1"
     assert lines[5].startswith(f"COLORMAP=jett ({conf}:4): did you mean jet?")

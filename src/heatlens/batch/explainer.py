@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from heatlens.batch.protocols import Explanation, Placed
 from heatlens.cam.engine import CamEngine
 from heatlens.cam.protocols import PatchGrid
 from heatlens.images.geometry import FrameGeometry
+from heatlens.models.clip import ClipAdapter
 from heatlens.models.devices import resolve_device
 from heatlens.models.loading import load_clip
 
@@ -19,25 +20,38 @@ if TYPE_CHECKING:
     from heatlens.images.film import Film
 
 
+def load_model(settings: Settings) -> ClipAdapter:
+    """What MODEL names, on DEVICE, at TARGET_LAYER."""
+    return load_clip(
+        settings.model,
+        revision=settings.model_revision or None,
+        device=resolve_device(settings.device),
+        target_layer=settings.target_layer,
+    )
+
+
+def build_engine(model: ClipAdapter, settings: Settings, **changes: Any) -> CamEngine:
+    """CAM_VERSION with all its keys on ``model``; ``changes`` replace some of :class:`CamEngine`'s arguments."""
+    options: dict[str, Any] = {
+        "method": settings.cam_version,
+        "top_k": settings.topk,
+        "masks": settings.rise_masks,
+        "seed": settings.seed,
+        "batch_size": settings.batch_size,
+        "precision": settings.precision,
+        "compile": settings.compile,
+        "allow_zero_gradient": settings.allow_zero_gradient,
+    }
+    return CamEngine(model, **{**options, **changes})
+
+
 class ModelExplainer:
     """Loads what MODEL names and explains with CAM_VERSION. ModelError when either does not work."""
 
     def __init__(self, settings: Settings) -> None:
         self._preprocess = settings.preprocess
-        self._model = load_clip(
-            settings.model,
-            revision=settings.model_revision or None,
-            device=resolve_device(settings.device),
-            target_layer=settings.target_layer,
-        )
-        self._engine = CamEngine(
-            self._model,
-            method=settings.cam_version,
-            top_k=settings.topk,
-            batch_size=settings.batch_size,
-            precision=settings.precision,
-            allow_zero_gradient=settings.allow_zero_gradient,
-        )
+        self._model = load_model(settings)
+        self._engine = build_engine(self._model, settings)
 
     @property
     def grid(self) -> PatchGrid:

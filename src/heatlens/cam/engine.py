@@ -146,7 +146,8 @@ class CamEngine:
         raise ZeroGradientError(
             f"TARGET_LAYER={chosen}: the score has no gradient at this layer's patch tokens (a CLS-pooled transformer "
             f"reads only the CLS token from there on), so {self.method.name} would work with zeros and draw the same "
-            f"map for every prompt. Use TARGET_LAYER={advice or '(a layer further from the output)'}; ALLOW_ZERO_GRADIENT=true overrides for studies."
+            f"map for every prompt. Use TARGET_LAYER={advice or '(a layer further from the output)'}; "
+            "ALLOW_ZERO_GRADIENT=true overrides for studies."
         )
 
 

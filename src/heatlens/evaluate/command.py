@@ -135,27 +135,12 @@ def check(settings: Settings, options: Options) -> dict[str, Any]:
     """Run every check, print tables and verdicts; all numbers, with ``passed``."""
     from functools import partial
 
-    from heatlens.cam.engine import CamEngine
-    from heatlens.models.devices import resolve_device
-    from heatlens.models.loading import load_clip
+    from heatlens.batch.explainer import build_engine, load_model
 
-    model = load_clip(
-        settings.model,
-        revision=settings.model_revision or None,
-        device=resolve_device(settings.device),
-        target_layer=settings.target_layer,
-    )
+    model = load_model(settings)
     # A layer without gradient is a finding here, not a reason to stop.
     makers = [
-        partial(
-            CamEngine,
-            model,
-            method=name,
-            top_k=settings.topk,
-            batch_size=settings.batch_size,
-            precision=settings.precision,
-            allow_zero_gradient=True,
-        )
+        partial(build_engine, model, settings, method=name, allow_zero_gradient=True)
         for name in options.methods or (settings.cam_version,)
     ]
     engines = [make() for make in makers]  # all first: a method that cannot work says so before any work

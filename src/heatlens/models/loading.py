@@ -28,6 +28,10 @@ def load_clip(model: str, *, revision: str | None = None, device: str = "cpu", t
     checkpoint and for a target layer that does not exist.
     """
     source = locate_model(model, revision)
+    if source.model_type:
+        from heatlens.models.transformers_clip import load_transformers_clip  # it imports this module
+
+        return load_transformers_clip(source, device=device, target_layer=target_layer)
     network = _build(source)
     _load_weights(network, source)
     return ClipAdapter(
@@ -51,7 +55,7 @@ def _build(source: ModelSource) -> nn.Module:
         options["force_quick_gelu"] = bool(tag.get("quick_gelu", False))
         options["force_preprocess_cfg"] = {key: tag[key] for key in ("mean", "std", "interpolation") if key in tag}
     try:
-        with _quiet():
+        with quiet():
             return open_clip.create_model(
                 name, load_weights=False, pretrained_image=False, pretrained_text=False, **options
             )
@@ -81,11 +85,16 @@ def _offline_text_config(source: ModelSource) -> dict[str, Any]:
 def _load_weights(network: nn.Module, source: ModelSource) -> None:
     path = source.checkpoint
     try:
-        with _quiet():
+        with quiet():
             keys = open_clip.load_checkpoint(network, str(path), strict=False, weights_only=True)
     except Exception as error:  # truncated zip, unpickling refused, sizes that differ...
         raise ModelError(f"MODEL={source.model}: {path} is damaged or does not fit: {one_line(error)[:400]}") from None
-    missing, unexpected = list(keys.missing_keys), list(keys.unexpected_keys)
+    refuse_misfit(network, source, list(keys.missing_keys), list(keys.unexpected_keys))
+
+
+def refuse_misfit(network: nn.Module, source: ModelSource, missing: list[str], unexpected: list[str]) -> None:
+    """ModelError when weights are ``missing`` or ``unexpected``, or those loaded hold NaN or infinity."""
+    path = source.checkpoint
     if missing or unexpected:
         raise ModelError(
             f"MODEL={source.model}: {path} does not fit the architecture: {len(missing)} weights are missing"
@@ -102,7 +111,7 @@ def _examples(keys: list[str]) -> str:
 def _tokenizer(source: ModelSource) -> Any:
     name = source.architecture or f"local-dir:{source.folder}"
     try:
-        with _quiet():
+        with quiet():
             tokenizer = open_clip.get_tokenizer(name)
         first, second = tokenizer(["left lung", "right heart"])
     except Exception as error:  # broken JSON, the hub out of reach
@@ -117,7 +126,7 @@ def _tokenizer(source: ModelSource) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence libraries' log lines while a model is built ("initialized randomly" before the weights come)."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)

@@ -20,6 +20,7 @@ DEMO = "demo"
 HUB_PREFIX = "hf-hub:"
 LOCAL_PREFIX = "local-dir:"
 CONFIG_FILE = "open_clip_config.json"
+TRANSFORMERS_CONFIG = "config.json"
 
 # BiomedCLIP's checkpoint was replaced once; a hub name without MODEL_REVISION means the revision below.
 PINNED_REVISIONS = {
@@ -35,12 +36,38 @@ CHECKPOINT_NAMES = (
     "model.safetensors",
     "pytorch_model.bin",
 )
-_HUB_PATTERNS = ["open_clip_config.json", "*.txt", "tokenizer*.json", "special_tokens_map.json", "config.json"]
+
+# The model_type of transformers models that are known, each with the sets of files that make a tokenizer.
+TRANSFORMERS_TYPES = {
+    "clip": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    "siglip": (("tokenizer.json",), ("spiece.model",)),
+}
+_SHARD_INDEX = "model.safetensors.index.json"
+_TRANSFORMERS_CHECKPOINTS = ("model.safetensors", _SHARD_INDEX, "pytorch_model.bin")
+
+_HUB_PATTERNS = [
+    "open_clip_config.json",
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "*.txt",  # vocab.txt, merges.txt
+    "vocab.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    _SHARD_INDEX,
+    "model-*-of-*.safetensors",
+]
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model's files: its ``checkpoint``, and a ``folder`` with its config or a built-in ``architecture``."""
+    """A model's files: its ``checkpoint``, and a ``folder`` with its config or a built-in ``architecture``.
+
+    ``model_type`` is that of a transformers model, empty for open_clip; ``preprocessor`` its image processor's
+    settings, empty without the file. ``shards`` are the parts that a checkpoint in pieces (an index) names.
+    """
 
     model: str
     checkpoint: Path
@@ -49,16 +76,30 @@ class ModelSource:
     revision: str = ""
     pretrained_tag: str = ""
     config: dict[str, Any] = field(default_factory=dict)
+    model_type: str = ""
+    preprocessor: dict[str, Any] = field(default_factory=dict)
+    shards: tuple[Path, ...] = ()
+
+    @property
+    def weights(self) -> tuple[Path, ...]:
+        """The files that hold the weights: the checkpoint, or its shards."""
+        return self.shards or (self.checkpoint,)
 
     def identity(self) -> dict[str, Any]:
-        """Model, revision, file name, size and SHA-256 of the weights: what a paper should cite."""
+        """Model, revision, file name, size and SHA-256 of the weights: what a paper should cite.
+
+        The SHA-256 of a checkpoint in shards is that of its shards' names and digests.
+        """
+        digests = [_digest(path.resolve()) for path in self.weights]
+        named = [text for path, digest in zip(self.weights, digests, strict=True) for text in (path.name, digest)]
+        config = {**self.config, "preprocessor_config": self.preprocessor} if self.preprocessor else self.config
         return {
             "model": self.model,
             "revision": self.revision,
             "weights_file": self.checkpoint.name,
-            "weights_bytes": self.checkpoint.stat().st_size,
-            "weights_sha256": _digest(self.checkpoint.resolve()),
-            "config_sha256": digest_text(json.dumps(self.config, sort_keys=True)) if self.config else "",
+            "weights_bytes": sum(path.stat().st_size for path in self.weights),
+            "weights_sha256": digest_text(*named) if self.shards else digests[0],
+            "config_sha256": digest_text(json.dumps(config, sort_keys=True)) if config else "",
         }
 
 
@@ -67,7 +108,7 @@ def _digest(path: Path) -> str:
     return _digest_of(path, stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)  # a large model has dozens of shards
 def _digest_of(path: Path, _size: int, _mtime: int) -> str:
     return digest_file(path)
 
@@ -96,27 +137,90 @@ def locate_model(model: str, revision: str | None = None) -> ModelSource:
 def _folder_source(model: str, folder: Path, revision: str) -> ModelSource:
     if not folder.is_dir():
         raise ModelError(f"MODEL={model}: the folder {folder} does not exist")
+    if not (folder / CONFIG_FILE).is_file() and (folder / TRANSFORMERS_CONFIG).is_file():
+        return _transformers_source(model, folder, revision)
     config = _read_config(model, folder / CONFIG_FILE)
-    checkpoint = next((folder / name for name in CHECKPOINT_NAMES if (folder / name).is_file()), None)
-    if checkpoint is None:
-        raise ModelError(
-            f"MODEL={model}: no weights in {folder} (looked for {', '.join(CHECKPOINT_NAMES)}); "
-            "a model without its weights is never run"
-        )
+    checkpoint = _checkpoint(model, folder, CHECKPOINT_NAMES)
     return ModelSource(model, checkpoint, folder, revision=revision, config=config)
 
 
+def _checkpoint(model: str, folder: Path, names: tuple[str, ...]) -> Path:
+    checkpoint = next((folder / name for name in names if (folder / name).is_file()), None)
+    if checkpoint is None:
+        raise ModelError(
+            f"MODEL={model}: no weights in {folder} (looked for {', '.join(names)}); "
+            "a model without its weights is never run"
+        )
+    return checkpoint
+
+
 def _read_config(model: str, path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"MODEL={model}: {path} is missing; an open_clip model folder holds it") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"MODEL={model}: {path} cannot be read: {one_line(error)}") from None
-    model_config = config.get("model_cfg") if isinstance(config, dict) else None
+    if not path.is_file():
+        raise ModelError(
+            f"MODEL={model}: {path} is missing; an open_clip model folder holds it "
+            f"(and a folder of the transformers library {TRANSFORMERS_CONFIG})"
+        )
+    config = _read_json(model, path)
+    model_config = config.get("model_cfg")
     if not isinstance(model_config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(model_config):
         raise ModelError(f"MODEL={model}: {path} has no model_cfg with embed_dim, vision_cfg and text_cfg")
     return config
+
+
+def _read_json(model: str, path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"MODEL={model}: {path} cannot be read: {one_line(error)}") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _transformers_source(model: str, folder: Path, revision: str) -> ModelSource:
+    """A folder as transformers' ``save_pretrained`` writes it, without open_clip's config."""
+    path = folder / TRANSFORMERS_CONFIG
+    config = _read_json(model, path)
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in TRANSFORMERS_TYPES:
+        raise ModelError(
+            f"MODEL={model}: {folder / CONFIG_FILE} is missing and {path} has model_type {model_type!r}; "
+            f"of the transformers library's models {' and '.join(TRANSFORMERS_TYPES)} work"
+        )
+    checkpoint = _checkpoint(model, folder, _TRANSFORMERS_CHECKPOINTS)
+    choices = TRANSFORMERS_TYPES[model_type]
+    if not any(all((folder / name).is_file() for name in files) for files in choices):
+        wanted = " or ".join(" with ".join(files) for files in choices)
+        raise ModelError(f"MODEL={model}: no tokenizer in {folder} (looked for {wanted})")
+    return ModelSource(
+        model,
+        checkpoint,
+        folder,
+        revision=revision,
+        config=config,
+        model_type=model_type,
+        preprocessor=_read_preprocessor(model, folder),
+        shards=_shards(model, checkpoint) if checkpoint.name == _SHARD_INDEX else (),
+    )
+
+
+def _read_preprocessor(model: str, folder: Path) -> dict[str, Any]:
+    """The image processor's settings: a file of their own or, since transformers 5, a part of the processor's."""
+    if (path := folder / "preprocessor_config.json").is_file():
+        return _read_json(model, path)
+    if (path := folder / "processor_config.json").is_file():
+        settings = _read_json(model, path).get("image_processor")
+        return settings if isinstance(settings, dict) else {}
+    return {}
+
+
+def _shards(model: str, index: Path) -> tuple[Path, ...]:
+    weight_map = _read_json(model, index).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
+        raise ModelError(f"MODEL={model}: {index} has no weight_map that names the files beside it")
+    shards = tuple(index.parent / name for name in sorted(names))
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
+        raise ModelError(f"MODEL={model}: {index} names weights that are not in the folder: {', '.join(missing[:3])}")
+    return shards
 
 
 def _hub_source(model: str, revision: str | None) -> ModelSource:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from heatlens.cam.capture import Reference
-from heatlens.cam.methods.base import TAIL_FORWARDS, LayerMethod, MethodResult, Passes, stack_maps, weighted_sum
+from heatlens.cam.methods.base import LayerMethod, MethodResult, Passes, stack_maps, weighted_sum
 from heatlens.cam.tail import Tail
 
 
@@ -21,9 +21,6 @@ class AblationCAM(LayerMethod):
     """
 
     name = "AblationCAM"
-    paper = "https://doi.org/10.1109/WACV45572.2020.9093360"
-    formula = "ReLU(sum_c w_c A_c), w_c = (S - S_c) / |S|, S_c: score without channel c"
-    needs = (TAIL_FORWARDS,)
     needs_live_layer = True
 
     def maps(self, references: Sequence[Reference], passes: Passes) -> list[MethodResult]:

@@ -11,14 +11,12 @@ from torch import Tensor
 from heatlens.cam.attention import AttentionPattern, attention_pattern, transformer_layout
 from heatlens.cam.batches import for_each_batch
 from heatlens.cam.capture import pad_rows
-from heatlens.cam.methods.base import ATTENTION, CamMethod, MethodResult, Passes
+from heatlens.cam.methods.base import CamMethod, MethodResult, Passes
 from heatlens.cam.protocols import ModelAdapter, PatchGrid, Target, TokenLayout
 
 
 class AttentionMethod(CamMethod):
     """A method with a pass of its own, in which attention is not fused. The target layer plays no part."""
-
-    needs = (ATTENTION,)
 
     def check(self, model: ModelAdapter) -> None:
         self._layout = transformer_layout(model, self.name)

@@ -15,11 +15,6 @@ from heatlens.cam.capture import Reference, reference_passes
 from heatlens.cam.masked import MaskedForwards
 from heatlens.cam.protocols import ModelAdapter, PatchGrid, Target
 
-GRADIENTS = "gradients"
-MASKED_FORWARDS = "masked forwards"
-TAIL_FORWARDS = "tail forwards"
-ATTENTION = "attention maps"
-
 
 @dataclass(frozen=True)
 class MethodOptions:
@@ -57,17 +52,13 @@ class Passes:
 
 
 class CamMethod(ABC):
-    """One CAM method. A subclass states the paper, the formula and what it needs.
+    """One CAM method. Its paper, formula and needs are in the registry, under ``name``.
 
-    ``needs`` are of GRADIENTS, MASKED_FORWARDS, TAIL_FORWARDS, ATTENTION; ``needs_live_layer``: does the method
-    say nothing where the target layer's patches have no gradient? ``uses_target``: does the map depend on what
-    is asked?
+    ``needs_live_layer``: does the method say nothing where the target layer's patches have no gradient?
+    ``uses_target``: does the map depend on what is asked?
     """
 
     name: ClassVar[str]
-    paper: ClassVar[str]
-    formula: ClassVar[str]
-    needs: ClassVar[tuple[str, ...]] = ()
     needs_live_layer: ClassVar[bool] = False
     uses_target: ClassVar[bool] = True
 
@@ -93,9 +84,11 @@ class CamMethod(ABC):
 class LayerMethod(CamMethod):
     """A method that reads the target layer's activations (C, h, w), and perhaps their gradients (T, C, h, w)."""
 
+    needs_gradients: ClassVar[bool] = False
+
     def explain(self, images: Tensor, targets: Sequence[Sequence[Target]], passes: Passes) -> list[MethodResult]:
         references = reference_passes(
-            passes.model, images, targets, gradients=GRADIENTS in self.needs, batch=passes.reference
+            passes.model, images, targets, gradients=self.needs_gradients, batch=passes.reference
         )
         return self.maps(references, passes)
 
@@ -107,7 +100,7 @@ class LayerMethod(CamMethod):
 class GradientMethod(LayerMethod):
     """A method whose map of one target needs its gradients at the target layer and nothing else."""
 
-    needs = (GRADIENTS,)
+    needs_gradients = True
     needs_live_layer = True
 
     def maps(self, references: Sequence[Reference], passes: Passes) -> list[MethodResult]:  # noqa: ARG002

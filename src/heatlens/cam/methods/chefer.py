@@ -21,8 +21,6 @@ class CheferRelevance(AttentionMethod):
     """
 
     name = "Chefer"
-    paper = "https://arxiv.org/abs/2103.15679"
-    formula = "row CLS of R, R <- R + mean_heads ReLU(dS/dA_l * A_l) R for l = 1..L, starting from R = I"
 
     def trace(
         self, model: ModelAdapter, images: Tensor, targets: Sequence[Sequence[Target]]

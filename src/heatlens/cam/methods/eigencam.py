@@ -18,8 +18,6 @@ class EigenCAM(LayerMethod):
     """
 
     name = "EigenCAM"
-    paper = "https://arxiv.org/abs/2008.00299"
-    formula = "ReLU(first principal component of A over the cells)"
     uses_target = False
 
     def maps(self, references: Sequence[Reference], passes: Passes) -> list[MethodResult]:  # noqa: ARG002

@@ -12,8 +12,6 @@ class EigenGradCAM(GradientMethod):
     """Eigen-CAM of activations times gradients (grad-cam's variant). (C, h, w) each -> map (h, w)."""
 
     name = "EigenGradCAM"
-    paper = "https://github.com/jacobgil/pytorch-grad-cam"
-    formula = "ReLU(first principal component of dS/dA * A over the cells)"
 
     def weigh(self, activations: Tensor, gradients: Tensor) -> Tensor:
         return principal_map(gradients * activations)

@@ -38,10 +38,6 @@ class GradCamBridge(CamMethod):
     The map is taken on the target layer's grid, before the package stretches it over the frame.
     """
 
-    paper = "https://github.com/jacobgil/pytorch-grad-cam"
-    formula = "as the package defines it"
-    needs = ("the grad-cam package",)
-
     def __init__(self, name: str, options: MethodOptions | None = None) -> None:
         super().__init__(options)
         self._class = _find_class(name)

@@ -23,8 +23,6 @@ class GradECLIP(AttentionMethod):
     """
 
     name = "Grad-ECLIP"
-    paper = "https://arxiv.org/abs/2502.18816"
-    formula = "ReLU(sum_i sum_c dS/do_ic * minmax_j cos(q_i, k_j) * v_jc), last attention"
 
     def trace(
         self, model: ModelAdapter, images: Tensor, targets: Sequence[Sequence[Target]]

@@ -11,8 +11,6 @@ class GradCAM(GradientMethod):
     """Grad-CAM (Selvaraju et al., ICCV 2017). Activations and gradients (C, h, w) -> map (h, w)."""
 
     name = "GradCAM"
-    paper = "https://arxiv.org/abs/1610.02391"
-    formula = "ReLU(sum_c mean_ij(dS/dA_c) A_c)"
 
     def weigh(self, activations: Tensor, gradients: Tensor) -> Tensor:
         return weighted_sum(gradients.mean(dim=(1, 2)), activations)

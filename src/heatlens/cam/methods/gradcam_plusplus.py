@@ -18,8 +18,6 @@ class GradCAMPlusPlus(GradientMethod):
     """
 
     name = "GradCAM++"
-    paper = "https://arxiv.org/abs/1710.11063"
-    formula = "ReLU(sum_c w_c A_c), w_c = sum_ij a_c ReLU(g_c), a_c = g_c^2 / (2 g_c^2 + g_c^3 sum_ij A_c), g = dS/dA"
 
     def weigh(self, activations: Tensor, gradients: Tensor) -> Tensor:
         squared = gradients**2

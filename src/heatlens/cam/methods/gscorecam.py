@@ -9,8 +9,6 @@ from torch import Tensor
 
 from heatlens.cam.capture import Reference
 from heatlens.cam.methods.base import (
-    GRADIENTS,
-    MASKED_FORWARDS,
     LayerMethod,
     MethodResult,
     Passes,
@@ -33,9 +31,7 @@ class GScoreCAM(LayerMethod):
     """
 
     name = "gScoreCAM"
-    paper = "https://github.com/anguyen8/gScoreCAM"
-    formula = "ReLU(sum_c w_c A_c), w = softmax_c S(image * minmax(upsample(A_c))) over the k largest mean_ij(dS/dA_c)"
-    needs = (GRADIENTS, MASKED_FORWARDS)
+    needs_gradients = True
     needs_live_layer = True
 
     def maps(self, references: Sequence[Reference], passes: Passes) -> list[MethodResult]:

@@ -14,8 +14,6 @@ class HiResCAM(GradientMethod):
     """
 
     name = "HiResCAM"
-    paper = "https://arxiv.org/abs/2011.08891"
-    formula = "ReLU(sum_c dS/dA_c * A_c)"
 
     def weigh(self, activations: Tensor, gradients: Tensor) -> Tensor:
         return (gradients * activations).sum(dim=0).relu()

@@ -24,8 +24,6 @@ class LeGrad(AttentionMethod):
     """
 
     name = "LeGrad"
-    paper = "https://arxiv.org/abs/2404.03214"
-    formula = "mean_l mean_heads,queries ReLU(dS_l/dA_l), columns of the patches"
 
     def trace(
         self, model: ModelAdapter, images: Tensor, targets: Sequence[Sequence[Target]]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from heatlens.cam.capture import score_passes
 from heatlens.cam.masked import Segment
-from heatlens.cam.methods.base import MASKED_FORWARDS, CamMethod, MethodResult, Passes
+from heatlens.cam.methods.base import CamMethod, MethodResult, Passes
 from heatlens.cam.protocols import ModelAdapter, PatchGrid, Target
 
 CELLS = 7  # the paper's mask grid: 7 x 7 cells,
@@ -26,9 +26,6 @@ class RISE(CamMethod):
     """
 
     name = "RISE"
-    paper = "https://arxiv.org/abs/1806.07421"
-    formula = "ReLU(sum_n (S(image * M_n) - mean S) M_n / (N p))"
-    needs = (MASKED_FORWARDS,)
 
     def grid(self, model: ModelAdapter) -> PatchGrid:
         width, height = model.frame

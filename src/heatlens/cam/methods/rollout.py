@@ -21,8 +21,6 @@ class AttentionRollout(AttentionMethod):
     """
 
     name = "rollout"
-    paper = "https://arxiv.org/abs/2005.00928"
-    formula = "row CLS of A_L ... A_1, A_l = (mean_heads softmax(QK^T/sqrt d) + I) / 2"
     uses_target = False
 
     def trace(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from heatlens.cam.capture import Reference
-from heatlens.cam.methods.base import MASKED_FORWARDS, LayerMethod, MethodResult, Passes
+from heatlens.cam.methods.base import LayerMethod, MethodResult, Passes
 from heatlens.cam.methods.gscorecam import weigh_by_scores
 
 
@@ -19,9 +19,6 @@ class ScoreCAM(LayerMethod):
     """
 
     name = "ScoreCAM"
-    paper = "https://arxiv.org/abs/1910.01279"
-    formula = "ReLU(sum_c w_c A_c), w = softmax_c S(image * minmax(upsample(A_c)))"
-    needs = (MASKED_FORWARDS,)
 
     def maps(self, references: Sequence[Reference], passes: Passes) -> list[MethodResult]:
         everything = [torch.arange(len(ref.activations), device=ref.activations.device) for ref in references]

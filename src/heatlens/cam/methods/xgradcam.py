@@ -17,8 +17,6 @@ class XGradCAM(GradientMethod):
     """
 
     name = "XGradCAM"
-    paper = "https://arxiv.org/abs/2008.02312"
-    formula = "ReLU(sum_c w_c A_c), w_c = sum_ij(dS/dA_c * A_c) / sum_ij A_c"
 
     def weigh(self, activations: Tensor, gradients: Tensor) -> Tensor:
         weights = (gradients * activations).sum(dim=(1, 2)) / (activations.sum(dim=(1, 2)) + _EPSILON)
