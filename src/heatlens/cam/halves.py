@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 
 import torch
@@ -15,7 +16,7 @@ _CAST = (nn.Linear, nn.Conv2d)
 
 
 class HalfWeights:
-    """Inside the block the model's matrices are half-precision copies; outside they are its own again.
+    """Inside the block the image tower's matrices are half-precision copies; outside they are its own again.
 
     Autocast keeps no copies of frozen weights: it casts every one of them in every forward, an eighth of the time
     of a small batch on a CPU. The results are bit for bit those of autocast alone (but for nn.MultiheadAttention's
@@ -30,7 +31,7 @@ class HalfWeights:
 
     def __enter__(self) -> HalfWeights:
         if self._dtype is not None:
-            self._own = [(one, one.data) for one in _matrices(self._model.model)]
+            self._own = [(one, one.data) for one in _matrices(self._model.image_modules)]
             for parameter, own in self._own:
                 parameter.data = own.to(self._dtype)
         return self
@@ -43,11 +44,11 @@ class HalfWeights:
         self._own = []
 
 
-def _matrices(network: nn.Module) -> list[nn.Parameter]:
-    found = []
-    for module in network.modules():
+def _matrices(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    found: list[nn.Parameter] = []
+    for module in modules:
         if isinstance(module, _CAST):
             found += list(module.parameters(recurse=False))
-        elif isinstance(module, nn.MultiheadAttention):
-            found += [one for one in (module.in_proj_weight, module.in_proj_bias) if one is not None]
+        elif isinstance(module, nn.MultiheadAttention):  # its output projection is not called as a module
+            found += list(module.parameters())
     return [one for one in dict.fromkeys(found) if one.dtype == torch.float32]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -53,6 +54,11 @@ class ModelAdapter(Protocol):
     @property
     def model(self) -> torch.nn.Module:
         """The network itself."""
+        ...
+
+    @property
+    def image_modules(self) -> Sequence[torch.nn.Module]:
+        """The modules that a forward of an image runs; a CLIP's text tower is not among them."""
         ...
 
     @property

@@ -96,16 +96,17 @@ class NetworkAdapter:
         empty = torch.zeros((1, 3, height, width), device=self.device, dtype=self.dtype)
         convolved: list[tuple[nn.Conv2d, int, int]] = []
         shapes: list[torch.Size] = []
+        ran: dict[nn.Module, None] = {}
 
-        def note(module: nn.Conv2d, _inputs: object, output: Any) -> None:
-            convolved.append((module, int(output.shape[-2]), int(output.shape[-1])))
+        def note(module: nn.Module, _inputs: object, output: Any) -> None:
+            ran[module] = None
+            if isinstance(module, nn.Conv2d):
+                convolved.append((module, int(output.shape[-2]), int(output.shape[-1])))
 
         def note_tokens(_module: nn.Module, _inputs: object, output: Any) -> None:
             shapes.append((output if isinstance(output, Tensor) else output[0]).shape)
 
-        handles = [
-            module.register_forward_hook(note) for module in self.model.modules() if isinstance(module, nn.Conv2d)
-        ]
+        handles = [module.register_forward_hook(note) for module in self.model.modules()]
         if blocks:
             handles.append(blocks[-1].register_forward_hook(note_tokens))
         try:
@@ -115,6 +116,7 @@ class NetworkAdapter:
         finally:
             for handle in handles:
                 handle.remove()
+        self.image_modules = tuple(ran)
         layout = self._token_layout(blocks, shapes[0], convolved) if shapes and len(shapes[0]) == 3 else None
         return layout, self._layer_grid(shape, layout)
 
