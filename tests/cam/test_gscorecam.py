@@ -37,20 +37,6 @@ def test_fp32_engine_is_within_1e4_of_the_plain_algorithm(double_model, k):
             torch.testing.assert_close(one.double(), plain, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.float64, 1e-8)])
-@pytest.mark.parametrize("method", ["gScoreCAM", "GradCAM"])
-def test_many_questions_at_once_equal_one_at_a_time(method, dtype, bound):
-    model = tiny_clip(dtype)
-    images = noise_images(3, model)
-    asked = [list(PROMPTS), list(PROMPTS[:1]), list(PROMPTS[1:3])]
-    engine = CamEngine(model, method=method, top_k=20, batch_size=8, precision="fp32")
-    together = engine.explain(images, [[model.target(p) for p in prompts] for prompts in asked])
-    for image, prompts, maps in zip(images, asked, together, strict=True):
-        for prompt, one in zip(prompts, maps, strict=True):
-            (alone,) = engine.explain(image[None], [[model.target(prompt)]])
-            torch.testing.assert_close(one, alone[0], atol=bound, rtol=0)
-
-
 def test_results_do_not_depend_on_what_shares_a_batch():
     model = tiny_clip()
     images = noise_images(2, model)
@@ -60,17 +46,6 @@ def test_results_do_not_depend_on_what_shares_a_batch():
     for row in range(2):
         (alone,) = engine.explain(images[row : row + 1], targets[row : row + 1])
         assert torch.equal(both[row], alone)
-
-
-@pytest.mark.parametrize("method", ["gScoreCAM", "GradCAM"])
-def test_a_map_has_the_same_bits_whatever_else_is_asked(method):
-    model = tiny_clip()
-    image = noise_images(1, model)
-    engine = CamEngine(model, method=method, top_k=20, batch_size=8, precision="fp32")
-    (many,) = engine.explain(image, [[model.target(p) for p in PROMPTS]])
-    for position, prompt in enumerate(PROMPTS):
-        (alone,) = engine.explain(image, [[model.target(prompt)]])
-        assert torch.equal(alone[0], many[position])
 
 
 def test_masked_forwards_are_the_union_of_the_channels():

@@ -42,8 +42,8 @@ def test_maps_are_finite_positive_and_on_the_grid(method, name):
 @pytest.mark.parametrize(("method", "name"), PAIRS)
 def test_many_at_once_equal_one_at_a_time(method, name, dtype, bound):
     engine = engine_for(method, name, dtype)
-    images, targets = noise_images(3, engine.model), targets_of(engine.model)
-    asked = [targets, targets[2:], targets[:2]]
+    images, targets = noise_images(2, engine.model), targets_of(engine.model)
+    asked = [targets, targets[2:]]
     together = engine.explain_full(images, asked)
     for image, mine, found in zip(images, asked, together, strict=True):
         for position, target in enumerate(mine):

@@ -30,7 +30,7 @@ def phantoms():
 @pytest.mark.parametrize(
     ("method", "precision", "films", "options"),
     [
-        pytest.param("gScoreCAM", "bf16", 12, {"top_k": 12}, id="gScoreCAM-bf16"),
+        pytest.param("gScoreCAM", "bf16", 11, {"top_k": 10}, id="gScoreCAM-bf16"),
         pytest.param("RISE", "bf16", 3, {"masks": 40}, id="RISE-bf16"),
         pytest.param("gScoreCAM", "fp16", 2, {"top_k": 8}, id="gScoreCAM-fp16"),  # a CPU only emulates it
     ],
