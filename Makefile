@@ -42,8 +42,9 @@ quality: setup ## lint, formatting, types and shell scripts
 	    \( -name '*.sh' -o -path './.ci/run' \) -type f -print0 | xargs -0 shellcheck -x; \
 	printf 'quality: no complaints\n'
 
-bench: setup ## what a step costs, and does the map point at the right place? (10 minutes)
-	@$(ENTER) OMP_NUM_THREADS=1 "$$py" benchmarks/steps.py; "$$py" benchmarks/pointing_demo.py
+bench: setup ## speed against published code and libraries, steps, pointing, sanity checks (25 minutes, alone)
+	@$(ENTER) "$$py" benchmarks/cam_speed.py; OMP_NUM_THREADS=1 "$$py" benchmarks/steps.py; "$$py" benchmarks/pointing_demo.py; \
+	"$$py" -m heatlens.cli evaluate --sanity --config configs/demo/exp_00_phantom.conf
 
 demo: ## run the demo experiment with all its questions, and make a figure of one
 	@$(MAKE) --no-print-directory local-test CONF=configs/demo/exp_00_phantom.conf STOP_AFTER=

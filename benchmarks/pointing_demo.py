@@ -1,6 +1,7 @@
 """The pointing table: which method, at which layer, points at held-out phantom findings?
 
     python benchmarks/pointing_demo.py --findings 300
+    python benchmarks/pointing_demo.py --methods all --masks 500
 
 Films come from seeds that neither training nor tuning has seen. A film goes through the very path of a run
 (letterbox, one engine pass for all its findings, map back to film pixels); the maximum of the map, before the
@@ -27,6 +28,7 @@ from heatlens.images.geometry import FrameGeometry
 from heatlens.models.clip import ClipAdapter
 from heatlens.models.loading import load_clip
 from heatlens.phantom.heldout import cases
+from heatlens.registry import METHODS, find
 
 TOLERANCE = 8.0
 BLOCKS = "visual.trunk.blocks"
@@ -70,7 +72,14 @@ def _grouped(found: Iterator[tuple]) -> Iterator[list[tuple]]:
 def measure(model: ClipAdapter, method: str, layer: str, override: bool, work: list, args: argparse.Namespace) -> Row:
     """One row of the table."""
     placed = load_clip(args.model, target_layer=layer) if layer != model.target_layer_name else model
-    engine = CamEngine(placed, method=method, top_k=args.top_k, precision=args.precision, allow_zero_gradient=override)
+    engine = CamEngine(
+        placed,
+        method=method,
+        top_k=args.top_k,
+        masks=args.masks,
+        precision=args.precision,
+        allow_zero_gradient=override,
+    )
     hits: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for film, asked in work:
         height, width = film.pixels.shape
@@ -116,12 +125,16 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=160, help="as in configs/demo/exp_00_phantom.conf")
     parser.add_argument("--precision", default="auto", help="of the masked forwards, as PRECISION")
     parser.add_argument("--rows", type=int, default=len(ROWS), help="only the first N rows of the table")
+    parser.add_argument("--methods", help="these methods (or all) at the default layer, instead of the usual rows")
+    parser.add_argument("--masks", type=int, default=4000, help="of RISE")
     args = parser.parse_args()
     started = time.perf_counter()
     model = load_clip(args.model)
     work = films(args)
     rows = []
-    for row in ROWS[: args.rows]:
+    names = list(METHODS) if args.methods == "all" else (args.methods or "").split(",")
+    wanted = [(find("method", name).name, model.default_layer_name, False) for name in names if name]
+    for row in wanted or ROWS[: args.rows]:
         rows.append(measure(model, *row, work, args))
         print(f"{rows[-1].name}: {100 * rows[-1].rate()[1]:.1f}%", file=sys.stderr, flush=True)
     rows += baselines(work)
@@ -129,9 +142,9 @@ def main() -> None:
     print(
         f"\npointing_demo model={args.model} device={model.device} "
         f"dtype={resolve_precision(args.precision, str(model.device))} films={len(work)} "
-        f"findings={rows[0].rate()[2]} first_seed={args.first_seed} top_k={args.top_k} "
+        f"findings={rows[0].rate()[2]} first_seed={args.first_seed} top_k={args.top_k} masks={args.masks} "
         f"tolerance={TOLERANCE:g}px_of_224 torch={torch.__version__} seconds={time.perf_counter() - started:.0f} "
-        f"gScoreCAM_hits={100 * rows[0].rate()[1]:.1f}%"
+        f"first_row_hits={100 * rows[0].rate()[1]:.1f}%"
     )
 
 

@@ -57,3 +57,13 @@ def test_the_notebook_lines_run(tmp_path, monkeypatch):
     names: dict[str, object] = {}
     exec(compile(block, "README.md", "exec"), names)
     assert names["heat"].shape == film.shape
+
+
+def test_the_table_of_methods_is_the_registry():
+    from heatlens.registry import METHODS
+
+    rows = [
+        f"| [`{one.name}`]({one.paper}) | {', '.join(one.needs) or 'one forward'} | {one.summary} |"
+        for one in METHODS.values()
+    ]
+    assert "\n".join(rows) in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")

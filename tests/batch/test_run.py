@@ -302,6 +302,21 @@ def test_a_map_that_is_not_finite_is_a_failure(tmp_path):
     assert rows_of(settings.results_dir / "failures.csv")[1][4:6] == ["explain", "the map is not finite"]
 
 
+def test_maps_made_with_smaller_batches_are_counted_and_said(tmp_path):
+    class Hungry(FakeExplainer):
+        def explain(self, frame, prompts):
+            from dataclasses import replace
+
+            text = "out of memory: made with 4 instead of 8 rows per forward, equal to rounding only"
+            return [replace(one, warnings=(text,)) for one in super().explain(frame, prompts)]
+
+    settings = make_settings(tmp_path, [("a.png", "Where?", "A"), ("b.png", "Where?", "A")])
+    go(settings, explainer=Hungry())
+    found = record(settings.results_dir)
+    assert found["counts"]["halved_batches"] == 2
+    assert any(text.startswith("2 heat maps were made with smaller batches") for text in found["warnings"])
+
+
 def test_recorded_failures_are_finished_until_retried(tmp_path):
     settings = make_settings(tmp_path)
     go(settings)

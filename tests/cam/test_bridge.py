@@ -109,5 +109,5 @@ def test_unknown_names_and_spellings():
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
-    with pytest.raises(ModelError, match="pip install 'grad-cam"):
+    with pytest.raises(ModelError, match=r"pip install 'heatlens\[grad-cam\]'"):
         find("method", "grad-cam:FinerCAM").load()()

@@ -183,6 +183,37 @@ def test_an_autocast_of_the_caller_does_not_reach_the_reference_pass():
         assert torch.equal(found, expected)
 
 
+def test_compile_is_used_for_masked_forwards_and_is_part_of_the_settings(monkeypatch):
+    model = build("open_clip")
+    seen = []
+
+    def compiled(forward):
+        return lambda images: seen.append(len(images)) or forward(images)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    image, targets = noise_images(1, model), [targets_of(model, 1)]
+    engine = CamEngine(model, top_k=8, batch_size=4, precision="fp32", compile=True)
+    assert seen == [4]  # the warm-up
+    (found,) = engine.explain(image, targets)
+    assert seen == [4, 4, 4]
+    assert engine.settings()["compile"] is True
+    plain = CamEngine(model, top_k=8, batch_size=4, precision="fp32")
+    assert "compile" not in plain.settings()
+    assert torch.equal(found, plain.explain(image, targets)[0])
+
+
+def test_a_model_that_cannot_be_compiled_is_refused_before_any_work(monkeypatch):
+    def compiled(_forward):
+        def fail(_images):
+            raise OSError("no C++ compiler")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    with pytest.raises(SetupError, match=r"COMPILE=true.*no C\+\+ compiler.*COMPILE=false"):
+        CamEngine(build("open_clip"), top_k=8, compile=True)
+
+
 class Rows:
     """The batch sizes a model sees."""
 

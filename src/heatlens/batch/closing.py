@@ -100,6 +100,8 @@ def run_warnings(job: Job, outcome: Outcome) -> list[str]:
     texts = {
         "truncated_prompts": "prompts are longer than the model reads; their ends have no effect",
         "constant_maps": "maps are constant: nothing in the image speaks for the text",
+        "halved_batches": "heat maps were made with smaller batches, because memory ran out: they equal those of "
+        "BATCH_SIZE to rounding, not bit for bit",
         "whole_film_masks": "heat maps have no body mask, because none could be found that keeps the lungs",
         "beyond_this_run": "finished heat maps of an earlier, larger selection stay on disk but are not in "
         "these tables; that selection's command lists them again",

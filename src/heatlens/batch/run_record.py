@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from heatlens.batch.fingerprint import ENGINE, plain
 from heatlens.batch.ledger import ledger_paths
 from heatlens.batch.merge import Outcome
+from heatlens.cam.protocols import HALVED_PREFIX
 from heatlens.files import atomic_write, digest_file, digest_text
 
 if TYPE_CHECKING:
@@ -108,6 +109,9 @@ def counts(plan: Plan, outcome: Outcome) -> dict[str, int]:
         "missing": sum(outcome.missing.values()),
         "beyond_this_run": outcome.beyond,
         "constant_maps": sum(1 for one in outcome.made if one.record.statistics.get("constant")),
+        "halved_batches": sum(
+            1 for one in outcome.made if any(text.startswith(HALVED_PREFIX) for text in one.record.warnings)
+        ),
         "truncated_prompts": sum(1 for one in outcome.made if one.record.prompt_truncated),
         "whole_film_masks": sum(1 for one in outcome.made if one.record.statistics.get("whole_film")),
     }

@@ -13,6 +13,7 @@ from heatlens.batch.folder import writing
 from heatlens.batch.ledger import HeatMapRecord, ImageRecord
 from heatlens.batch.protocols import Explainer, Explanation, OutputFile, Placed, Stage, Statistic
 from heatlens.batch.signals import StopSignals
+from heatlens.cam.protocols import ERROR_PREFIX
 from heatlens.errors import HeatlensError, ItemError, SetupError, one_line
 from heatlens.files import atomic_write, safe_relative
 
@@ -130,8 +131,8 @@ class ImageWorker:
 def refuse_broken_map(answer: Explanation) -> None:
     """ItemError for a map that the engine marked as not usable."""
     for text in answer.warnings:
-        if text.startswith("error: "):
-            raise ItemError("explain", text.removeprefix("error: "))
+        if text.startswith(ERROR_PREFIX):
+            raise ItemError("explain", text.removeprefix(ERROR_PREFIX))
 
 
 def peak_rss_mib() -> float:

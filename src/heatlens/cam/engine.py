@@ -15,7 +15,7 @@ from heatlens.cam.capture import reference_pass
 from heatlens.cam.masked import MaskedForwards
 from heatlens.cam.methods.base import CamMethod, MethodOptions, MethodResult, Passes
 from heatlens.cam.precision import reference_rows, resolve_batch_size, resolve_precision
-from heatlens.cam.protocols import ModelAdapter, PatchGrid, Target
+from heatlens.cam.protocols import ERROR_PREFIX, HALVED_PREFIX, ModelAdapter, PatchGrid, Target
 from heatlens.cam.targets import RandomDirection
 from heatlens.errors import ModelError, ZeroGradientError
 from heatlens.registry import find
@@ -74,6 +74,8 @@ class CamEngine:
         self.grid: PatchGrid = self.method.grid(model)
         if self.method.needs_live_layer and not allow_zero_gradient:
             self._refuse_zero_gradient()
+        if compile:
+            self._passes.masked.warm_up()
 
     def __enter__(self) -> CamEngine:
         return self
@@ -130,7 +132,7 @@ class CamEngine:
         if self.halved_rows is None:
             return ()
         return (
-            f"out of memory: made with {self.halved_rows} instead of {self.batch_size} rows per forward, "
+            f"{HALVED_PREFIX}made with {self.halved_rows} instead of {self.batch_size} rows per forward, "
             "equal to rounding only",
         )
 
@@ -175,7 +177,7 @@ def _record(result: MethodResult, halved: tuple[str, ...]) -> ImageExplanation:
 
 def _map_warnings(one: Tensor) -> tuple[str, ...]:
     if not bool(one.isfinite().all()):
-        return ("error: the map is not finite (NaN or infinity in the activations, gradients or scores)",)
+        return (f"{ERROR_PREFIX}the map is not finite (NaN or infinity in the activations, gradients or scores)",)
     if float(one.max()) == float(one.min()):
         return (f"the map is constant ({float(one.max()):.3g} everywhere): nothing in the image speaks for this text",)
     return ()

@@ -14,6 +14,7 @@ from heatlens.cam.capture import Reference
 from heatlens.cam.halves import HalfWeights
 from heatlens.cam.precision import autocast
 from heatlens.cam.protocols import ModelAdapter, Target
+from heatlens.errors import SetupError, one_line
 
 MASK_EPSILON = 1e-6
 
@@ -58,6 +59,19 @@ class MaskedForwards:
         self.forwards = 0
         self._forward: Callable[[Tensor], Tensor] = torch.compile(model.forward) if compile else model.forward
 
+    def warm_up(self) -> None:
+        """One empty forward: what torch.compile cannot do here shows before any work. SetupError."""
+        width, height = self.model.frame
+        empty = torch.zeros((self.batch.rows, 3, height, width), device=self.model.device, dtype=self.model.dtype)
+        try:
+            with HalfWeights(self.model, self.precision):
+                self._outputs(empty)
+        except Exception as error:  # the compiler's own errors, of many classes
+            raise SetupError(
+                f"COMPILE=true: torch.compile cannot build this model here ({one_line(error)[:300]}). "
+                "On a CPU it needs a C++ compiler. COMPILE=false works everywhere."
+            ) from None
+
     def channel_scores(self, references: Sequence[Reference], channels: Sequence[Tensor]) -> list[Tensor]:
         """Scores of all targets with the image seen through one channel at a time.
 
@@ -99,14 +113,16 @@ class MaskedForwards:
                 for segment in segments:
                     paint(segment, variants[at : at + len(segment.keys)])
                     at += len(segment.keys)
-                with autocast(self.precision, variants.device.type):
-                    outputs = self._forward(variants)
-                scores.take(segments, outputs)
+                scores.take(segments, self._outputs(variants))
 
         with HalfWeights(self.model, self.precision):
             for_each_batch(len(rows), self.batch, run)
         self.forwards += len(rows)
         return scores.tables
+
+    def _outputs(self, variants: Tensor) -> Tensor:
+        with torch.inference_mode(), autocast(self.precision, variants.device.type):
+            return self._forward(variants)
 
 
 @dataclass(frozen=True)

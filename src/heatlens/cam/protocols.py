@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+# How warnings begin that others look for: a map that cannot be used, and one that equals others to rounding only.
+ERROR_PREFIX = "error: "
+HALVED_PREFIX = "out of memory: "
+
 
 @dataclass(frozen=True)
 class PatchGrid:

@@ -195,7 +195,7 @@ def _find_class(name: str) -> type:
     except ImportError as error:
         raise ModelError(
             f"CAM_VERSION={GRAD_CAM_PREFIX}{wanted}: the grad-cam package cannot be imported ({one_line(error)}); "
-            "pip install 'grad-cam>=1.5.5,<2'"
+            "pip install 'heatlens[grad-cam]', or grad-cam by itself"
         ) from None
     known = {
         one.__name__: one
