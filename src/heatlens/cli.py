@@ -132,12 +132,13 @@ def method_lines() -> list[str]:
     lines = [f"{'CAM_VERSION':<{width}}{'NEEDS':<{needs}}PAPER"]
     for entry in METHODS.values():
         lines += ["", f"{entry.name:<{width}}{', '.join(entry.needs) or 'one forward':<{needs}}{entry.paper}"]
-        lines += [f"{'':<{width}}{entry.summary}", f"{'':<{width}}{entry.formula}"]
+        lines += [f"{'':<{width}}{text}" for text in (entry.summary, entry.formula, entry.shapes)]
     lines += ["", f"{GRAD_CAM_PREFIX}NAME, e.g. {GRAD_CAM_PREFIX}FinerCAM: a method of the grad-cam package"]
     lines += [
         "",
-        "A: the target layer's activations, S: the score of the text, c: channel, ij: cell, M: mask, l: layer.",
+        "A: the target layer's activations, g: dS/dA, S: the score of the text, c: channel, ij: cell, M: mask,",
     ]
+    lines += ["T: texts, L: layers, n: tokens; (h,w): the layer's grid, (H,W): the frame."]
     return lines
 
 

@@ -36,14 +36,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class MethodEntry(Entry):
-    """A CAM method: besides, what it ``needs`` of a model, its ``paper`` and its ``formula``.
+    """A CAM method: besides, what it ``needs`` of a model, its ``paper``, ``formula`` and ``shapes``.
 
-    In formulas A are the target layer's activations, S the score of the text, c a channel, ij a cell.
+    A are the target layer's activations, g = dS/dA their gradients, S the score of the text, c a channel, ij a cell,
+    T the texts, L the layers, n the tokens.
     """
 
     needs: tuple[str, ...] = ()
     paper: str = ""
     formula: str = ""
+    shapes: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ METHODS = _table(
         needs=("gradients", "masked forwards"),
         paper="https://github.com/anguyen8/gScoreCAM",
         formula="ReLU(sum_c w_c A_c), w = softmax_c S(image * minmax(upsample(A_c))), c: k largest mean_ij(dS/dA_c)",
+        shapes="A (C,h,w), g (T,C,h,w) -> maps (T,h,w)",
         aliases=("g-score-cam", "gradient ScoreCAM"),
     ),
     MethodEntry(
@@ -75,6 +78,7 @@ METHODS = _table(
         needs=("masked forwards",),
         paper="https://arxiv.org/abs/1910.01279",
         formula="ReLU(sum_c w_c A_c), w = softmax_c S(image * minmax(upsample(A_c)))",
+        shapes="A (C,h,w) -> maps (T,h,w)",
     ),
     MethodEntry(
         "GradCAM",
@@ -83,6 +87,7 @@ METHODS = _table(
         needs=("gradients",),
         paper="https://arxiv.org/abs/1610.02391",
         formula="ReLU(sum_c mean_ij(dS/dA_c) A_c)",
+        shapes="A (C,h,w), g (T,C,h,w) -> maps (T,h,w)",
         aliases=("vanilla GradCAM",),
     ),
     MethodEntry(
@@ -92,6 +97,7 @@ METHODS = _table(
         needs=("gradients",),
         paper="https://arxiv.org/abs/1710.11063",
         formula="ReLU(sum_c w_c A_c), w_c = sum_ij a_c ReLU(g_c), a_c = g_c^2 / (2 g_c^2 + g_c^3 sum_ij A_c), g=dS/dA",
+        shapes="A (C,h,w), g (T,C,h,w) -> maps (T,h,w)",
         aliases=("GradCAMpp",),
     ),
     MethodEntry(
@@ -101,6 +107,7 @@ METHODS = _table(
         needs=("gradients",),
         paper="https://arxiv.org/abs/2011.08891",
         formula="ReLU(sum_c dS/dA_c * A_c)",
+        shapes="A (C,h,w), g (T,C,h,w) -> maps (T,h,w)",
     ),
     MethodEntry(
         "XGradCAM",
@@ -109,6 +116,7 @@ METHODS = _table(
         needs=("gradients",),
         paper="https://arxiv.org/abs/2008.02312",
         formula="ReLU(sum_c w_c A_c), w_c = sum_ij(dS/dA_c * A_c) / sum_ij A_c",
+        shapes="A (C,h,w), g (T,C,h,w) -> maps (T,h,w)",
     ),
     MethodEntry(
         "LayerCAM",
@@ -117,6 +125,7 @@ METHODS = _table(
         needs=("gradients",),
         paper="https://doi.org/10.1109/TIP.2021.3089943",
         formula="ReLU(sum_c ReLU(dS/dA_c) * A_c)",
+        shapes="A (C,h,w), g (T,C,h,w) -> maps (T,h,w)",
     ),
     MethodEntry(
         "EigenCAM",
@@ -124,6 +133,7 @@ METHODS = _table(
         "first principal component; ignores the prompt",
         paper="https://arxiv.org/abs/2008.00299",
         formula="ReLU(first principal component of A over the cells)",
+        shapes="A (C,h,w) -> maps (T,h,w)",
     ),
     MethodEntry(
         "EigenGradCAM",
@@ -132,6 +142,7 @@ METHODS = _table(
         needs=("gradients",),
         paper="https://github.com/jacobgil/pytorch-grad-cam",
         formula="ReLU(first principal component of dS/dA * A over the cells)",
+        shapes="A (C,h,w), g (T,C,h,w) -> maps (T,h,w)",
     ),
     MethodEntry(
         "AblationCAM",
@@ -140,6 +151,7 @@ METHODS = _table(
         needs=("tail forwards",),
         paper="https://doi.org/10.1109/WACV45572.2020.9093360",
         formula="ReLU(sum_c w_c A_c), w_c = (S - S_c) / |S|, S_c: score without channel c",
+        shapes="A (C,h,w) -> maps (T,h,w)",
     ),
     MethodEntry(
         "RISE",
@@ -148,6 +160,7 @@ METHODS = _table(
         needs=("masked forwards",),
         paper="https://arxiv.org/abs/1806.07421",
         formula="ReLU(sum_n (S(image * M_n) - mean S) M_n / (N p))",
+        shapes="image (3,H,W) -> maps (T,H,W)",
     ),
     MethodEntry(
         "LeGrad",
@@ -156,6 +169,7 @@ METHODS = _table(
         needs=("gradients", "attention maps"),
         paper="https://arxiv.org/abs/2404.03214",
         formula="mean_l mean_heads,queries ReLU(dS_l/dA_l), columns of the patches",
+        shapes="attention (L,heads,n,n) and its gradients -> maps (T,h,w)",
     ),
     MethodEntry(
         "Grad-ECLIP",
@@ -164,6 +178,7 @@ METHODS = _table(
         needs=("gradients", "attention maps"),
         paper="https://arxiv.org/abs/2502.18816",
         formula="ReLU(sum_i sum_c dS/do_ic * minmax_j cos(q_i, k_j) * v_jc), last attention",
+        shapes="q, k, v (heads,n,d) and the output's gradients -> maps (T,h,w)",
     ),
     MethodEntry(
         "rollout",
@@ -172,6 +187,7 @@ METHODS = _table(
         needs=("attention maps",),
         paper="https://arxiv.org/abs/2005.00928",
         formula="row CLS of A_L ... A_1, A_l = (mean_heads softmax(QK^T/sqrt d) + I) / 2",
+        shapes="attention (L,heads,n,n) -> maps (T,h,w)",
         aliases=("attention rollout",),
     ),
     MethodEntry(
@@ -181,6 +197,7 @@ METHODS = _table(
         needs=("gradients", "attention maps"),
         paper="https://arxiv.org/abs/2103.15679",
         formula="row CLS of R, R <- R + mean_heads ReLU(dS/dA_l * A_l) R for l = 1..L, starting from R = I",
+        shapes="attention (L,heads,n,n) and its gradients -> maps (T,h,w)",
         aliases=("Chefer relevance", "transformer attribution"),
     ),
 )
@@ -247,8 +264,9 @@ def plain_name(name: str) -> str:
 def find(kind: str, name: str) -> Entry:
     """The entry of ``kind`` called ``name``; ConfigError with the nearest name and all names otherwise."""
     table = KINDS[kind]
-    if kind == "method" and name.casefold().startswith(GRAD_CAM_PREFIX):
-        return BridgeEntry(GRAD_CAM_PREFIX + name[len(GRAD_CAM_PREFIX) :].strip(), _BRIDGE, "of the grad-cam package")
+    package, colon, rest = name.partition(":")
+    if kind == "method" and colon and plain_name(package) in ("gradcam", "pytorchgradcam"):
+        return BridgeEntry(GRAD_CAM_PREFIX + rest.strip(), _BRIDGE, "a method of the grad-cam package")
     spellings = {plain_name(known): entry for entry in table.values() for known in (entry.name, *entry.aliases)}
     if entry := spellings.get(plain_name(name)):
         return entry

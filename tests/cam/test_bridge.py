@@ -99,11 +99,12 @@ def test_a_layer_without_gradient_is_refused_for_the_packages_gradient_methods_t
 
 
 def test_unknown_names_and_spellings():
-    assert find("method", "Grad-CAM:finer-cam").load()().name == "grad-cam:FinerCAM"
-    with pytest.raises(ConfigError, match=r"grad-cam:FinnerCAM: no such method; did you mean FinerCAM\?"):
+    for spelling in ("Grad-CAM:finer-cam", "gradcam:FinerCAM", "pytorch-grad-cam: finer_cam", "GRAD_CAM:FINERCAM"):
+        assert find("method", spelling).load()().name == "grad-cam:FinerCAM"
+    with pytest.raises(ConfigError, match=r"grad-cam:FinnerCAM is no such method; did you mean FinerCAM\?"):
         find("method", "grad-cam:FinnerCAM").load()()
     for name in ("BaseCAM", "AblationLayer", "np", "__doc__", ""):
-        with pytest.raises(ConfigError, match="no such method"):
+        with pytest.raises(ConfigError, match="is no such method"):
             find("method", f"grad-cam:{name}").load()()
 
 

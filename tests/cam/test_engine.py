@@ -124,7 +124,7 @@ def test_unknown_method_names_the_nearest():
 
 def test_images_and_targets_must_match():
     model = tiny_clip()
-    with pytest.raises(ModelError, match="B lists of targets"):
+    with pytest.raises(ModelError, match="one list of targets per image"):
         CamEngine(model).explain(noise_images(2, model), [[]])
 
 

@@ -17,16 +17,18 @@ from heatlens.cam.precision import autocast
 from heatlens.errors import SetupError
 from heatlens.registry import METHODS
 from tests.cam.support import noise_images
-from tests.cam.zoo import TRANSFORMERS, ZOO, build, registers_vit, targets_of
+from tests.cam.zoo import TRANSFORMERS, ZOO, build, open_clip_vit, registers_vit, targets_of
 
 OUT_OF_MEMORY = [
     torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory: you tried"),
     MemoryError(),
 ]
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu", "python"])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "driver", "cublas", "cpu", "python"])
 def test_batches_are_halved_and_nothing_is_lost_or_done_twice(error):
     batch, done = BatchRows(8), []
 
@@ -84,19 +86,22 @@ def test_out_of_memory_in_the_middle_changes_nothing_but_the_record(method, monk
     assert engine.masked_forwards == plain.masked_forwards
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.maps, other.maps, atol=1e-8, rtol=1e-8)
-        assert all("out of memory: made with 4 instead of 16 rows" in mine[-1] for mine in one.warnings)
+        assert all("out of memory: made with 4 rows per forward, BATCH_SIZE=16" in mine[-1] for mine in one.warnings)
     assert plain.halved_rows is None
 
 
 def test_ablation_survives_out_of_memory(monkeypatch):
-    model = build("open_clip", torch.float64)
+    model = open_clip_vit(torch.float64)
     image, targets = noise_images(1, model), [targets_of(model, 2)]
     (expected,) = CamEngine(model, method="AblationCAM", batch_size=16).explain(image, targets)
     block = model.model.visual.transformer.resblocks[-1].mlp
     hungry = Hungry(block.forward, limit=4)
     monkeypatch.setattr(block, "forward", hungry)
+    rows = set()
+    model.model.visual.conv1.register_forward_hook(lambda _m, inputs, _o: rows.add(len(inputs[0])))
     (found,) = CamEngine(model, method="AblationCAM", batch_size=16).explain(image, targets)
-    assert hungry.refused >= 2
+    assert hungry.refused == 2
+    assert rows == {1}  # the tail alone, also after running out of memory
     torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-8)
 
 
@@ -145,6 +150,37 @@ def test_half_weights_come_back_after_an_error():
     with pytest.raises(RuntimeError, match="boom"), HalfWeights(model, "bf16"):
         raise RuntimeError("boom")
     assert {one.dtype for one in model.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("CUDA out of memory")], ids=["ctrl-c", "memory"])
+def test_half_weights_that_cannot_all_be_made_change_nothing(error, monkeypatch):
+    model = open_clip_vit()
+    made = []
+    original = torch.Tensor.to
+
+    def to(self, *args, **kwargs):
+        made.append(self)
+        if len(made) == 4:
+            raise error
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    with pytest.raises(type(error)), HalfWeights(model, "bf16"):
+        pass
+    assert {one.dtype for one in model.model.parameters()} == {torch.float32}
+
+
+def test_without_room_for_half_weights_autocast_casts_by_itself(monkeypatch):
+    model = build("open_clip")
+    image, targets = noise_images(1, model), [targets_of(model, 1)]
+    (expected,) = CamEngine(model, top_k=8, precision="bf16").explain(image, targets)
+
+    def no_room(self):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(HalfWeights, "__enter__", no_room)
+    (found,) = CamEngine(model, top_k=8, precision="bf16").explain(image, targets)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_weights_that_change_between_calls_are_seen():
@@ -200,6 +236,13 @@ def test_compile_is_used_for_masked_forwards_and_is_part_of_the_settings(monkeyp
     plain = CamEngine(model, top_k=8, batch_size=4, precision="fp32")
     assert "compile" not in plain.settings()
     assert torch.equal(found, plain.explain(image, targets)[0])
+
+
+def test_out_of_memory_while_compiling_halves_the_batch(monkeypatch):
+    model = build("open_clip")
+    monkeypatch.setattr(torch, "compile", lambda forward: Hungry(forward, limit=2))
+    engine = CamEngine(model, top_k=4, batch_size=8, precision="fp32", compile=True)
+    assert engine.halved_rows == 2
 
 
 def test_a_model_that_cannot_be_compiled_is_refused_before_any_work(monkeypatch):

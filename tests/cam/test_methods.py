@@ -27,7 +27,9 @@ def engine_for(method, name, dtype=torch.float32, **options):
 def test_maps_are_finite_positive_and_on_the_grid(method, name):
     engine = engine_for(method, name)
     images, targets = noise_images(2, engine.model), targets_of(engine.model)
-    for found in engine.explain_full(images, [targets, targets[:1]]):
+    explained = engine.explain_full(images, [targets, targets[:1]])
+    assert any(one.max() > one.min() for found in explained for one in found.maps)
+    for found in explained:
         assert found.maps.shape[1:] == (engine.grid.rows, engine.grid.cols)
         assert found.maps.dtype == torch.float32
         assert found.maps.isfinite().all()
@@ -125,7 +127,9 @@ def test_every_method_states_its_paper_formula_and_needs(method):
     assert entry.paper.startswith("https://")
     assert len(entry.formula) > 10
     assert set(entry.needs) <= {"gradients", "masked forwards", "tail forwards", "attention maps"}
-    assert "(" in found.__doc__ and "->" in found.__doc__  # the citation, and the shapes
+    for fact in (entry.paper, f"``{entry.formula}``", entry.shapes):  # the class says what the table says
+        assert fact in found.__doc__
+    assert "->" in entry.shapes
     if issubclass(found, LayerMethod):
         assert ("gradients" in entry.needs) == found.needs_gradients
     assert ("attention maps" in entry.needs) == issubclass(found, AttentionMethod)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from heatlens.cam.capture import reference_pass
 from heatlens.cam.engine import CamEngine
 from tests.cam.support import noise_images
 from tests.cam.zoo import build, targets_of
@@ -20,7 +21,6 @@ grad_cam = pytest.importorskip("pytorch_grad_cam")
 MODELS = ["convnet", "timm trunk", "SigLIP", "registers", "torchvision"]
 SHARED = {
     "GradCAM": "GradCAM",
-    "GradCAM++": "GradCAMPlusPlus",
     "HiResCAM": "HiResCAM",
     "XGradCAM": "XGradCAM",
     "LayerCAM": "LayerCAM",
@@ -83,14 +83,36 @@ def test_agrees_with_grad_cam(method, name):
 def principal_components(model, image, target, method):
     from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
 
-    from heatlens.cam.capture import reference_pass
-
     (reference,) = reference_pass(model, image, [[target]], gradients=True)
     features = reference.activations * (reference.gradients[0] if method == "EigenGradCAM" else 1)
     component = get_2d_projection(features[None].numpy())[0]
     mine = ours(model, image, target, method)
     sign = 1 if np.abs(component.clip(min=0) - mine).sum() < np.abs((-component).clip(min=0) - mine).sum() else -1
     return mine, (sign * component).clip(min=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_grad_cams_gradcam_plusplus_has_an_epsilon_that_rules_small_gradients(name):
+    """grad-cam adds 1e-6 to ``2 g^2 + g^3 sum A``: where |g| is below 7e-4, as in most transformers, the weights become
+    sums of g^3. Ours has no epsilon (tests/cam/test_plain.py); with it, the engine's gradients give grad-cam's map."""
+    model = build(name)
+    image, target = noise_images(1, model), targets_of(model, 1)[0]
+    (reference,) = reference_pass(model, image, [[target]], gradients=True)
+    planes, slopes = reference.activations, reference.gradients[0]
+    alpha = slopes**2 / (2 * slopes**2 + planes.sum(dim=(1, 2), keepdim=True) * slopes**3 + 1e-6)
+    weights = (slopes.relu() * torch.where(slopes != 0, alpha, 0.0)).sum(dim=(1, 2))
+    expected = as_grad_cam_shows_it(torch.einsum("c,chw->hw", weights, planes).relu().numpy(), model.frame)
+    np.testing.assert_allclose(expected, theirs(model, image, target, "GradCAMPlusPlus"), atol=1e-4)
+
+
+def test_the_epsilon_changes_the_map_of_a_trained_model():
+    from heatlens.models.loading import load_clip
+
+    model = load_clip("demo")
+    image, target = noise_images(1, model), model.target("Is there a nodule?")
+    mine = as_grad_cam_shows_it(ours(model, image, target, "GradCAM++"), model.frame)
+    found = theirs(model, image, target, "GradCAMPlusPlus")
+    assert np.abs(mine - found).max() > 0.1
 
 
 def test_agrees_with_grad_cams_ablation_after_a_relu():

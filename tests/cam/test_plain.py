@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from heatlens.cam.capture import reference_pass
 from heatlens.cam.engine import CamEngine
-from heatlens.cam.methods.rise import RISE
+from heatlens.cam.methods.rise import RandomMasks
 from tests.cam.support import noise_images
 from tests.cam.zoo import build, targets_of
 
@@ -202,9 +203,9 @@ def test_rise_one_mask_at_a_time():
     model = build("convnet", DOUBLE)
     image, targets = noise_images(1, model)[0], targets_of(model, 2)
     found = engine_map(model, image, targets, "RISE", masks=30, seed=7, batch_size=8)
-    method = RISE(CamEngine(model, method="RISE", masks=30, seed=7).method.options)
+    made = RandomMasks(30, 7, (64, 64), torch.device("cpu"))
     for target, one in zip(targets, found, strict=True):
-        masks = [method._masks(torch.tensor([number]), (64, 64))[0, 0].double() for number in range(30)]
+        masks = [made(torch.tensor([number]))[0, 0].double() for number in range(30)]
         scores = [float(target(model.forward((image * mask)[None]))[0]) for mask in masks]
         mean = sum(scores) / 30
         total = sum((score - mean) * mask for score, mask in zip(scores, masks, strict=True))
@@ -213,13 +214,19 @@ def test_rise_one_mask_at_a_time():
 
 def test_rise_masks_are_the_papers():
     """Half of the cells kept on average, values in 0..1, no two alike, the same for the same seed."""
-    method = RISE()
-    masks = method._masks(torch.arange(200), (224, 224))
-    assert masks.shape == (200, 1, 224, 224)
+    made = RandomMasks(200, 0, (224, 200), torch.device("cpu"))
+    masks = made(torch.arange(200))
+    assert masks.shape == (200, 1, 224, 200)
     assert masks.min() >= 0 and masks.max() <= 1
     assert float(masks.mean()) == pytest.approx(0.5, abs=0.03)
     assert len({one.numpy().tobytes() for one in masks}) == 200
-    assert torch.equal(method._masks(torch.tensor([17]), (224, 224))[0], masks[17])
+    assert torch.equal(made(torch.tensor([17]))[0], masks[17])
+    # A mask is the enlarged grid of zeros and ones, cut out at its shift: 32 x 29 pixels a cell here.
+    grid = made._coarse[17][None, None]
+    whole = F.interpolate(grid, size=(8 * 32, 8 * 29), mode="bilinear", align_corners=False)[0, 0]
+    top, left = int(made._rows[17, 0]), int(made._cols[17, 0])
+    assert 0 <= top < 32 and 0 <= left < 29
+    assert torch.equal(masks[17, 0], whole[top : top + 224, left : left + 200])
 
 
 def test_rise_finds_the_place_that_the_score_depends_on(monkeypatch):
@@ -230,3 +237,21 @@ def test_rise_finds_the_place_that_the_score_depends_on(monkeypatch):
     (maps,) = engine.explain(torch.ones((1, 3, 64, 64), dtype=DOUBLE), [[lambda output: output[:, 0]]])
     row, col = divmod(int(maps[0].argmax()), 64)
     assert row < 20 and col >= 44
+
+
+@pytest.mark.parametrize("name", ["timm trunk", "convnet"])
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_gradcam_plusplus_is_equation_19_however_small_the_gradients(name, scale):
+    """Cell by cell, without an epsilon. Scaling a score leaves ``g^2 / (2 g^2 + g^3 sum A)`` near 1/2, not near 0."""
+    model = build(name, DOUBLE)
+    image, target = noise_images(1, model), targets_of(model, 1)[0]
+    (maps,) = CamEngine(model, method="GradCAM++").explain(image, [[lambda output: scale * target(output)]])
+    (reference,) = reference_pass(model, image, [[target]], gradients=True)
+    total = torch.zeros_like(reference.activations[0])
+    for plane, slopes in zip(reference.activations, scale * reference.gradients[0], strict=True):
+        weight = 0.0
+        for g in slopes.flatten().tolist():
+            if g > 0:
+                weight += g * g**2 / (2 * g**2 + g**3 * float(plane.sum()))
+        total += weight * plane
+    torch.testing.assert_close(maps[0].double(), total.clamp(min=0), atol=1e-7 * float(total.max()), rtol=1e-6)

@@ -60,10 +60,10 @@ def test_list_methods_prints_needs_paper_and_formula(capsys: pytest.CaptureFixtu
     blocks = capsys.readouterr().out.split("\n\n")
     assert len(blocks) == len(METHODS) + 3  # a head, grad-cam:NAME, the symbols
     for block, entry in zip(blocks[1:], METHODS.values(), strict=False):
-        head, summary, formula = block.splitlines()
+        head, summary, formula, shapes = block.splitlines()
         assert head.split("  ")[0] == entry.name
         assert ", ".join(entry.needs) in head and head.endswith(entry.paper)
-        assert (summary.strip(), formula.strip()) == (entry.summary, entry.formula)
+        assert (summary.strip(), formula.strip(), shapes.strip()) == (entry.summary, entry.formula, entry.shapes)
     assert blocks[-2].startswith("grad-cam:NAME")
 
 

@@ -139,18 +139,23 @@ def _without_weights(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> t
 
 @dataclass(frozen=True)
 class AttentionPattern:
-    """What a model's attention looks like: ``pooled``, an attention pooler ends it; else ``readout`` (n,), the
-    weights of the tokens that the pooling reads (CLS alone, or the mean of the patches)."""
+    """What a model's attention looks like: ``pooled``, an attention pooler ends it; ``readout`` (n,), the weights of
+    the tokens that the pooling reads: CLS alone, the mean of the patches, or the pooler's queries that count."""
 
     pooled: bool
     readout: Tensor
+
+    def first_row(self, flows: list[Tensor]) -> Tensor:
+        """How what is read hangs on the last block's tokens: (B, 1, n). Takes the pooler's own flow from ``flows``."""
+        read = self.readout.to(flows[0]).expand(len(flows[0]), 1, -1)
+        return read @ flows.pop() if self.pooled else read
 
 
 def attention_pattern(model: ModelAdapter, method: str) -> AttentionPattern:
     """One probing forward. Raises ModelError when ``method`` cannot work with this model's attention."""
     layout = transformer_layout(model, method)
     width, height = model.frame
-    probe = torch.randn((1, 3, height, width), generator=torch.Generator().manual_seed(0))
+    probe = torch.randn((1, 3, height, width), generator=torch.Generator().manual_seed(0), device="cpu")
     with torch.no_grad(), traced_attention(model, CUT_OUTPUT) as calls:
         output = model.forward(probe.to(device=model.device, dtype=model.dtype))
     count = layout.prefix + layout.grid.rows * layout.grid.cols

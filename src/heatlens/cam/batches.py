@@ -10,6 +10,9 @@ import torch
 
 from heatlens.errors import SetupError
 
+# The CPU's allocator, CUDA's and MPS's, and the libraries that allocate for themselves (cuBLAS, cuDNN).
+_TEXTS = ("not enough memory", "out of memory", "ALLOC_FAILED")
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -56,7 +59,9 @@ def _attempt(run: Callable[[int, int], None], start: int, stop: int) -> str | No
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Is this PyTorch's (or Python's) way of saying that memory ran out? The CPU has no error class of its own."""
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "not enough memory" in str(error)
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
 
 
 def release_memory() -> None:

@@ -67,12 +67,13 @@ class LayerCapture:
     def _hook(self, _module: torch.nn.Module, _inputs: object, output: object) -> object:
         if self._output is not None:
             raise ModelError("the target layer runs more than once in a forward; its activations are ambiguous")
-        self._output = first_tensor(output).detach()
+        # A copy: the model may work in place on what follows (a ReLU after the layer).
+        self._output = first_tensor(output).detach().clone()
         if not self._gradients:
             return None
         self._output.requires_grad_(True)
         torch.set_grad_enabled(True)  # undone by the no_grad block around the forward
-        return with_first(output, self._output)
+        return with_first(output, self._output.clone())
 
     @property
     def output(self) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from heatlens.cam.attention import DEAF
 from heatlens.cam.batches import BatchRows
 from heatlens.cam.capture import reference_pass
+from heatlens.cam.locks import model_lock
 from heatlens.cam.masked import MaskedForwards
 from heatlens.cam.methods.base import CamMethod, MethodOptions, MethodResult, Passes
 from heatlens.cam.precision import reference_rows, resolve_batch_size, resolve_precision
@@ -70,12 +72,13 @@ class CamEngine:
             MaskedForwards(model, batch_size=self.batch_size, precision=self.precision, compile=compile),
             BatchRows(reference_rows(device)),
         )
-        self.method.check(model)
-        self.grid: PatchGrid = self.method.grid(model)
-        if self.method.needs_live_layer and not allow_zero_gradient:
-            self._refuse_zero_gradient()
-        if compile:
-            self._passes.masked.warm_up()
+        with _plain_mode(model):
+            self.method.check(model)
+            self.grid: PatchGrid = self.method.grid(model)
+            if self.method.needs_live_layer and not allow_zero_gradient:
+                self._refuse_zero_gradient()
+            if compile:
+                self._passes.masked.warm_up()
 
     def __enter__(self) -> CamEngine:
         return self
@@ -99,6 +102,11 @@ class CamEngine:
         batch = self._passes.masked.batch
         return None if batch.rows == batch.started_with else batch.rows
 
+    @property
+    def _halved(self) -> bool:
+        reference = self._passes.reference
+        return self.halved_rows is not None or reference.rows != reference.started_with
+
     def settings(self) -> dict[str, object]:
         """What determines the maps, for a run's fingerprint."""
         compiled = {"compile": True} if self._compile else {}
@@ -118,22 +126,19 @@ class CamEngine:
 
     def explain_full(self, images: Tensor, targets: Sequence[Sequence[Target]]) -> list[ImageExplanation]:
         """As :meth:`explain`, with scores and warnings."""
-        if images.ndim != 4 or len(images) != len(targets):
-            raise ModelError(
-                f"explain() wants images (B, 3, H, W) and B lists of targets; "
-                f"got {tuple(images.shape)} and {len(targets)} lists"
-            )
-        images = images.to(device=self.model.device, dtype=self.model.dtype)
-        with torch.autocast(images.device.type, enabled=False):  # whatever the caller has: only masks get less
+        _check_arguments(self.model, images, targets)
+        with _plain_mode(self.model):
+            images = images.to(device=self.model.device, dtype=self.model.dtype)
+            images = images.clone() if images.is_inference() else images
             results = self.method.explain(images, targets, self._passes)
         return [_record(result, self._halving_remark()) for result in results]
 
     def _halving_remark(self) -> tuple[str, ...]:
-        if self.halved_rows is None:
+        if not self._halved:
             return ()
+        rows = self._passes.masked.batch.rows
         return (
-            f"{HALVED_PREFIX}made with {self.halved_rows} instead of {self.batch_size} rows per forward, "
-            "equal to rounding only",
+            f"{HALVED_PREFIX}made with {rows} rows per forward, BATCH_SIZE={self.batch_size}: equal to rounding only",
         )
 
     def _refuse_zero_gradient(self) -> None:
@@ -153,11 +158,29 @@ class CamEngine:
         )
 
 
+@contextmanager
+def _plain_mode(model: ModelAdapter) -> Iterator[None]:
+    """The model to ourselves, and neither inference mode nor autocast of the caller: both would change gradients."""
+    with model_lock(model.model), torch.inference_mode(False), torch.autocast(model.device.type, enabled=False):
+        yield
+
+
+def _check_arguments(model: ModelAdapter, images: Tensor, targets: Sequence[Sequence[Target]]) -> None:
+    width, height = model.frame
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.shape[1:] != (3, height, width):
+        got = f"{tuple(images.shape)} {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
+        raise ModelError(f"explain() wants normalised images, float (B, 3, {height}, {width}); got {got}")
+    lists = all(isinstance(mine, Sequence) for mine in targets)
+    if not lists or len(images) != len(targets):
+        got = f"{len(targets)} lists" if lists else "targets that are not in lists"
+        raise ModelError(f"explain() wants one list of targets per image: {len(images)} images, {got}")
+
+
 def has_patch_gradient(model: ModelAdapter) -> bool:
     """Does any patch token at the target layer have a gradient? Structural, so one random image answers it."""
     width, height = model.frame
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn((1, 3, height, width), generator=generator)
+    image = torch.randn((1, 3, height, width), generator=generator, device="cpu")
     image = image.to(device=model.device, dtype=model.dtype)
     (reference,) = reference_pass(model, image, [[RandomDirection()]], gradients=True)
     assert reference.gradients is not None

@@ -31,9 +31,15 @@ class HalfWeights:
 
     def __enter__(self) -> HalfWeights:
         if self._dtype is not None:
-            self._own = [(one, one.data) for one in _matrices(self._model.image_modules)]
-            for parameter, own in self._own:
-                parameter.data = own.to(self._dtype)
+            # First all copies, which may run out of memory, then the exchange, which cannot fail.
+            pairs = [(one, one.data, one.data.to(self._dtype)) for one in _matrices(self._model.image_modules)]
+            self._own = [(one, own) for one, own, _ in pairs]
+            try:
+                for parameter, _, half in pairs:
+                    parameter.data = half
+            except BaseException:  # Ctrl-C
+                self.__exit__(None, None, None)
+                raise
         return self
 
     def __exit__(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heatlens.cam.batches import BatchRows, for_each_batch
+from heatlens.cam.batches import BatchRows, for_each_batch, is_out_of_memory, release_memory
 from heatlens.cam.capture import Reference
 from heatlens.cam.halves import HalfWeights
 from heatlens.cam.precision import autocast
@@ -60,12 +61,18 @@ class MaskedForwards:
         self._forward: Callable[[Tensor], Tensor] = torch.compile(model.forward) if compile else model.forward
 
     def warm_up(self) -> None:
-        """One empty forward: what torch.compile cannot do here shows before any work. SetupError."""
-        width, height = self.model.frame
-        empty = torch.zeros((self.batch.rows, 3, height, width), device=self.model.device, dtype=self.model.dtype)
+        """One empty batch: what torch.compile cannot do here shows before any work. SetupError."""
+        model = self.model
+        width, height = model.frame
+
+        def run(_start: int, _stop: int) -> None:
+            self._outputs(torch.zeros((self.batch.rows, 3, height, width), device=model.device, dtype=model.dtype))
+
         try:
-            with HalfWeights(self.model, self.precision):
-                self._outputs(empty)
+            with self._halves():
+                for_each_batch(1, self.batch, run)
+        except SetupError:
+            raise
         except Exception as error:  # the compiler's own errors, of many classes
             raise SetupError(
                 f"COMPILE=true: torch.compile cannot build this model here ({one_line(error)[:300]}). "
@@ -115,10 +122,25 @@ class MaskedForwards:
                     at += len(segment.keys)
                 scores.take(segments, self._outputs(variants))
 
-        with HalfWeights(self.model, self.precision):
+        with self._halves():
             for_each_batch(len(rows), self.batch, run)
         self.forwards += len(rows)
         return scores.tables
+
+    @contextmanager
+    def _halves(self) -> Iterator[None]:
+        """Half-precision weights, where there is room for the copies; elsewhere autocast casts one at a time."""
+        with ExitStack() as stack:
+            full = False
+            try:
+                stack.enter_context(HalfWeights(self.model, self.precision))
+            except (RuntimeError, MemoryError) as error:
+                full = is_out_of_memory(error)
+                if not full:
+                    raise
+            if full:
+                release_memory()
+            yield
 
     def _outputs(self, variants: Tensor) -> Tensor:
         with torch.inference_mode(), autocast(self.precision, variants.device.type):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from heatlens.errors import ConfigError
+from heatlens.registry import nearest_hint
+
 if TYPE_CHECKING:
     import torch
 
@@ -19,6 +22,8 @@ REFERENCE_ROWS = {"cuda": 8}
 
 def resolve_batch_size(batch_size: int | None, device: str) -> int:
     """Rows of every masked forward on ``device`` (``cpu``, ``cuda:0``...): the given number or the constant."""
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"BATCH_SIZE={batch_size}: at least 1 row")
     return batch_size or BATCH_SIZES.get(device.split(":")[0], BATCH_SIZES["cpu"])
 
 
@@ -29,6 +34,8 @@ def reference_rows(device: str) -> int:
 
 def resolve_precision(precision: str, device: str) -> str:
     """``auto`` -> bf16 where the device computes in it, else fp32 (CPU) or fp16 (GPU); others unchanged."""
+    if precision not in PRECISIONS:
+        raise ConfigError(f"PRECISION={precision}: {nearest_hint(precision, list(PRECISIONS))}")
     if precision != "auto":
         return precision
     kind = device.split(":")[0]

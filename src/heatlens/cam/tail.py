@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from heatlens.cam.batches import BatchRows, for_each_batch
+from heatlens.cam.batches import BatchRows, for_each_batch, is_out_of_memory
 from heatlens.cam.capture import Reference, first_tensor, with_first
 from heatlens.cam.masked import Rows, Scores
 from heatlens.cam.protocols import ModelAdapter
@@ -46,7 +46,9 @@ class Tail:
         if self._single:
             try:
                 outputs = self._replaced(image[None], activations)
-            except RuntimeError:
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
                 outputs = activations.new_zeros(0)
             if len(outputs) == len(activations):
                 return outputs

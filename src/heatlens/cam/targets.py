@@ -45,4 +45,4 @@ class RandomDirection:
     def __call__(self, output: Tensor) -> Tensor:
         flat = output.flatten(1)
         generator = torch.Generator().manual_seed(self.seed)
-        return flat @ torch.randn(flat.shape[1], generator=generator).to(flat)
+        return flat @ torch.randn(flat.shape[1], generator=generator, device="cpu").to(flat)

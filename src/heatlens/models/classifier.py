@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,11 +22,16 @@ class ClassifierAdapter(NetworkAdapter):
 
     def target(self, label: str | int) -> ClassLogit:
         """The logit of a class, by its number or name (case is ignored)."""
-        if isinstance(label, int):
-            return ClassLogit(label)
+        if not isinstance(label, str):
+            return ClassLogit(self._checked(operator.index(label)))
         names = [known.casefold() for known in self.labels]
         if label.casefold() not in names:
             known = ", ".join(self.labels) or "no names"
             raise ModelError(f"model {self.name} has no class {label!r}; it has: {known}")
         index = names.index(label.casefold())
-        return ClassLogit(index, self.labels[index])
+        return ClassLogit(self._checked(index), self.labels[index])
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < self.output_size:
+            raise ModelError(f"model {self.name} has classes 0 to {self.output_size - 1}, not {index}")
+        return index

@@ -26,7 +26,7 @@ class ClipAdapter(NetworkAdapter):
     def __init__(self, model: nn.Module, tokenizer: Callable[[list[str]], Any], **options: Any) -> None:
         self._tokenizer = tokenizer
         super().__init__(model, **options)
-        self.encode_text = lru_cache(maxsize=_TEXT_CACHE)(self._encode_text)
+        self._encode_cached = lru_cache(maxsize=_TEXT_CACHE)(self._encode_text)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> normalised embeddings (B, D), in the model's own dtype."""
@@ -55,8 +55,13 @@ class ClipAdapter(NetworkAdapter):
         bias = getattr(self.model, "logit_bias", None)
         return 0.0 if bias is None else float(bias)
 
-    def _encode_text(self, prompt: str) -> Tensor:
-        with torch.no_grad():
+    def encode_text(self, prompt: str) -> Tensor:
+        """The normalised text embedding (D,), computed once per prompt and state of the weights."""
+        return self._encode_cached(prompt, sum(one._version for one in self.model.parameters()))
+
+    def _encode_text(self, prompt: str, _weights: int) -> Tensor:
+        # Not under a caller's inference mode: such a tensor could never take part in a gradient.
+        with torch.inference_mode(False), torch.no_grad():
             return F.normalize(self.text_features([prompt]).to(self.dtype), dim=-1)[0]
 
     def truncates(self, prompt: str) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from heatlens.cam.capture import LayerCapture
 from heatlens.cam.grid import reshape_transform, tokens_of_grid
+from heatlens.cam.locks import model_lock
 from heatlens.cam.protocols import PatchGrid, TokenLayout
 from heatlens.errors import ModelError
 from heatlens.models.layers import resolve_layer
@@ -43,6 +44,8 @@ class NetworkAdapter:
         self._identity = identity or {}
         self._parameter = next(model.parameters())
         self.dtype = self._parameter.dtype
+        if self.dtype not in (torch.float32, torch.float64):
+            raise ModelError(f"model {name}: its weights are {self.dtype}; float32 is needed (PRECISION makes halves)")
         size = preprocess["size"]
         height, width = (size, size) if isinstance(size, int) else size
         self.frame = (int(width), int(height))
@@ -110,9 +113,14 @@ class NetworkAdapter:
         if blocks:
             handles.append(blocks[-1].register_forward_hook(note_tokens))
         try:
-            with torch.no_grad(), LayerCapture(self.target_layer, gradients=False) as capture:
-                self.forward(empty)
+            with model_lock(self.model), torch.no_grad(), LayerCapture(self.target_layer, gradients=False) as capture:
+                self.output_size = int(self.forward(empty).shape[-1])
             shape = capture.output.shape
+        except ModelError as error:
+            raise ModelError(
+                f"TARGET_LAYER={self.target_layer_name}: {error}"
+                + (f" The default is {self.default_layer_name}." if self.default_layer_name else "")
+            ) from None
         finally:
             for handle in handles:
                 handle.remove()
@@ -142,14 +150,14 @@ class NetworkAdapter:
             return layout.grid
         if len(shape) == 4 and layout is not None and tuple(shape[2:]) == (layout.grid.rows, layout.grid.cols):
             return layout.grid
-        if len(shape) == 4 and shape[1] == shape[2] != shape[3]:
-            raise ModelError(
-                f"TARGET_LAYER={self.target_layer_name}: its output {tuple(shape)} has the channels last; "
-                "choose a layer whose output is (B, C, h, w) or patch tokens (B, N, C)"
-            )
-        if len(shape) == 4:
+        if len(shape) == 4 and self._lies_like_the_frame(shape[2], shape[3]):
             return measure_grid(self.forward, self.model, self.target_layer, self.frame, (int(shape[2]), int(shape[3])))
         raise ModelError(
             f"TARGET_LAYER={self.target_layer_name}: its output has shape {tuple(shape)}; patch tokens (B, N, C) "
-            "of the image tower or a feature map (B, C, h, w) are needed"
+            "of the image tower or a feature map (B, C, h, w), channels first, are needed"
         )
+
+    def _lies_like_the_frame(self, rows: int, cols: int) -> bool:
+        """Are ``rows`` x ``cols`` a picture of the frame? Channels-last maps and heads x tokens are not."""
+        width, height = self.frame
+        return abs(rows * width - cols * height) <= max(width, height)  # one cell more or less

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from heatlens.cam.capture import Reference
@@ -12,7 +13,11 @@ from heatlens.cam.tail import Tail
 
 
 class AblationCAM(LayerMethod):
-    """Ablation-CAM (Ramaswamy et al., WACV 2020). Activations (C, h, w) -> maps (T, h, w).
+    """Ablation-CAM (Ramaswamy et al., WACV 2020).
+
+    https://doi.org/10.1109/WACV45572.2020.9093360
+    ``ReLU(sum_c w_c A_c), w_c = (S - S_c) / |S|, S_c: score without channel c``
+    A (C,h,w) -> maps (T,h,w)
 
     ``S_c`` is the score with channel c of the target layer set to 0 at every cell; a transformer's CLS and
     register tokens keep theirs. Only the part of the model after the layer runs again, for all channels, once per
@@ -31,7 +36,7 @@ class AblationCAM(LayerMethod):
     def _image(reference: Reference, tail: Tail) -> MethodResult:
         def ablate(channels: Tensor) -> Tensor:
             variants = reference.activations.expand(len(channels), -1, -1, -1).clone()
-            variants[range(len(channels)), channels] = 0
+            variants[torch.arange(len(channels), device=channels.device), channels] = 0
             return variants
 
         without = tail.scores(reference, len(reference.activations), ablate)

@@ -14,6 +14,7 @@ from heatlens.cam.batches import BatchRows
 from heatlens.cam.capture import Reference, reference_passes
 from heatlens.cam.masked import MaskedForwards
 from heatlens.cam.protocols import ModelAdapter, PatchGrid, Target
+from heatlens.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class MethodOptions:
 
     def __post_init__(self) -> None:
         for name in ("top_k", "masks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be a whole number from 1 on, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,11 @@ from heatlens.cam.protocols import ModelAdapter, Target
 
 
 class CheferRelevance(AttentionMethod):
-    """Relevance propagation by Chefer et al. (ICCV 2021), over all layers. -> map (rows, cols).
+    """Relevance propagation by Chefer et al. (ICCV 2021), over all layers.
+
+    https://arxiv.org/abs/2103.15679
+    ``row CLS of R, R <- R + mean_heads ReLU(dS/dA_l * A_l) R for l = 1..L, starting from R = I``
+    attention (L,heads,n,n) and its gradients -> maps (T,h,w)
 
     A full backward per target. Read as in attention rollout: at CLS, at the mean of the averaged tokens, or
     through the attention pooler's own (positive gradient times attention) row.
@@ -42,10 +46,10 @@ class CheferRelevance(AttentionMethod):
         weights = [call.weights for call in calls]
         gradients = _gradients(total, weights)
         flows = [(slope * own).relu().mean(dim=1) for slope, own in zip(gradients, weights, strict=True)]
-        read = flows.pop() if self.pattern.pooled else self.pattern.readout.to(flows[0]).expand(len(flows[0]), 1, -1)
+        read = self.pattern.first_row(flows)
         for flow in reversed(flows):
             read = read + read @ flow
-        return patch_columns(read.mean(dim=1), self.layout)
+        return patch_columns(read[:, 0], self.layout)
 
 
 def _gradients(total: Tensor | None, weights: Sequence[Tensor]) -> list[Tensor]:

@@ -9,7 +9,12 @@ from heatlens.cam.methods.eigencam import principal_map
 
 
 class EigenGradCAM(GradientMethod):
-    """Eigen-CAM of activations times gradients (grad-cam's variant). (C, h, w) each -> map (h, w)."""
+    """Eigen-CAM of activations times gradients (grad-cam's variant).
+
+    https://github.com/jacobgil/pytorch-grad-cam
+    ``ReLU(first principal component of dS/dA * A over the cells)``
+    A (C,h,w), g (T,C,h,w) -> maps (T,h,w)
+    """
 
     name = "EigenGradCAM"
 

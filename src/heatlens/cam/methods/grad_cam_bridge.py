@@ -49,7 +49,7 @@ class GradCamBridge(CamMethod):
         width, height = model.frame
         with self._instance(model, _Scores(model, [])) as cam:
             self.needs_live_layer = self._class.__name__ != "FullGrad" and _inner(cam)[0].uses_gradients  # type: ignore[misc]
-        noise = torch.randn((3, height, width), generator=torch.Generator().manual_seed(0))
+        noise = torch.randn((3, height, width), generator=torch.Generator().manual_seed(0), device="cpu")
         self._map(model, noise.to(device=model.device, dtype=model.dtype), [RandomDirection(0), RandomDirection(1)], 1)
 
     def grid(self, model: ModelAdapter) -> PatchGrid:
@@ -205,7 +205,7 @@ def _find_class(name: str) -> type:
     for label, one in known.items():
         if plain_name(label) == plain_name(wanted):
             return one
-    raise ConfigError(f"CAM_VERSION={GRAD_CAM_PREFIX}{wanted}: no such method; {nearest_hint(wanted, list(known))}")
+    raise ConfigError(f"CAM_VERSION={GRAD_CAM_PREFIX}{wanted} is no such method; {nearest_hint(wanted, list(known))}")
 
 
 def _makes_maps(one: type) -> bool:

@@ -15,7 +15,11 @@ from heatlens.cam.protocols import ModelAdapter, Target
 
 
 class GradECLIP(AttentionMethod):
-    """Grad-ECLIP (Zhao et al., ICML 2024). -> map (rows, cols).
+    """Grad-ECLIP (Zhao et al., ICML 2024).
+
+    https://arxiv.org/abs/2502.18816
+    ``ReLU(sum_i sum_c dS/do_ic * minmax_j cos(q_i, k_j) * v_jc), last attention``
+    q, k, v (heads,n,d) and the output's gradients -> maps (T,h,w)
 
     q, k, v and the output o (before the projection) of the last attention, heads side by side; i runs over the
     queries that are pooled: CLS, or the attention pooler's own queries, or all tokens that are averaged. The

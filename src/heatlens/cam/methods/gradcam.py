@@ -8,7 +8,12 @@ from heatlens.cam.methods.base import GradientMethod, weighted_sum
 
 
 class GradCAM(GradientMethod):
-    """Grad-CAM (Selvaraju et al., ICCV 2017). Activations and gradients (C, h, w) -> map (h, w)."""
+    """Grad-CAM (Selvaraju et al., ICCV 2017).
+
+    https://arxiv.org/abs/1610.02391
+    ``ReLU(sum_c mean_ij(dS/dA_c) A_c)``
+    A (C,h,w), g (T,C,h,w) -> maps (T,h,w)
+    """
 
     name = "GradCAM"
 

@@ -19,7 +19,11 @@ from heatlens.cam.methods.base import (
 
 
 class GScoreCAM(LayerMethod):
-    """gScoreCAM (Chen et al., ACCV 2022). Activations (C, h, w), gradients (T, C, h, w) -> maps (T, h, w).
+    """gScoreCAM (Chen et al., ACCV 2022).
+
+    https://github.com/anguyen8/gScoreCAM
+    ``ReLU(sum_c w_c A_c), w = softmax_c S(image * minmax(upsample(A_c))), c: k largest mean_ij(dS/dA_c)``
+    A (C,h,w), g (T,C,h,w) -> maps (T,h,w)
 
     1. importance ``g_c = mean_ij dS/dA_c,ij`` (signed); keep the top k channels (lower index first on ties);
     2. ``s_c = S(image * minmax(upsample(A_c)))`` for each kept channel;
@@ -56,13 +60,16 @@ def top_channels(gradients: Tensor, k: int) -> Tensor:
 
 def weigh_by_scores(reference: Reference, channels: Tensor, scores: Tensor) -> MethodResult:
     """Maps from the softmax of ``scores`` (T, C) over each target's ``channels`` (T, k); not finite: left out."""
-    kept = scores.gather(1, channels).double()
-    finite = kept.isfinite()
-    weights = torch.softmax(torch.where(finite, kept, -torch.inf), dim=1)
-    full = scores.new_zeros(scores.shape).scatter(1, channels, weights.to(scores))
-    remarks: list[tuple[str, ...]] = [
-        () if missing == 0 else (f"{missing} of {finite.shape[1]} channels gave no finite score and were left out",)
-        for missing in (~finite).sum(dim=1).tolist()
-    ]
-    maps = stack_maps([weighted_sum(row, reference.activations) for row in full], reference)
-    return MethodResult(maps, reference.scores, remarks)
+    maps: list[Tensor] = []
+    remarks: list[tuple[str, ...]] = []
+    for mine, all_scores in zip(channels, scores, strict=True):
+        order = mine.sort().values
+        kept = order[all_scores[order].isfinite()]
+        weights = torch.softmax(all_scores[kept].double(), dim=0).to(scores)
+        missing = len(order) - len(kept)
+        remarks.append(
+            (f"{missing} of {len(order)} channels gave no finite score and were left out",) if missing else ()
+        )
+        one = weighted_sum(weights, reference.activations[kept])
+        maps.append(one if len(kept) else torch.full_like(one, float("nan")))
+    return MethodResult(stack_maps(maps, reference), reference.scores, remarks)

@@ -8,7 +8,12 @@ from heatlens.cam.methods.base import GradientMethod
 
 
 class LayerCAM(GradientMethod):
-    """LayerCAM (Jiang et al., IEEE TIP 2021). Activations and gradients (C, h, w) -> map (h, w)."""
+    """LayerCAM (Jiang et al., IEEE TIP 2021).
+
+    https://doi.org/10.1109/TIP.2021.3089943
+    ``ReLU(sum_c ReLU(dS/dA_c) * A_c)``
+    A (C,h,w), g (T,C,h,w) -> maps (T,h,w)
+    """
 
     name = "LayerCAM"
 

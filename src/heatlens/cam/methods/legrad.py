@@ -14,7 +14,11 @@ from heatlens.cam.protocols import ModelAdapter, Target
 
 
 class LeGrad(AttentionMethod):
-    """LeGrad (Bousselham et al., ICCV 2025), over all layers. -> map (rows, cols).
+    """LeGrad (Bousselham et al., ICCV 2025), over all layers.
+
+    https://arxiv.org/abs/2404.03214
+    ``mean_l mean_heads,queries ReLU(dS_l/dA_l), columns of the patches``
+    attention (L,heads,n,n) and its gradients -> maps (T,h,w)
 
     ``S_l`` is the score of layer l's tokens, put through the model's own final norm, pooling and projection. All
     layers share one forward: each block's tokens are cut off from the next, and the last block hands all of

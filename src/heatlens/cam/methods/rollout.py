@@ -14,7 +14,11 @@ from heatlens.cam.protocols import ModelAdapter, Target
 
 
 class AttentionRollout(AttentionMethod):
-    """Attention rollout (Abnar and Zuidema, ACL 2020). Attention (L, heads, n, n) -> map (rows, cols).
+    """Attention rollout (Abnar and Zuidema, ACL 2020).
+
+    https://arxiv.org/abs/2005.00928
+    ``row CLS of A_L ... A_1, A_l = (mean_heads softmax(QK^T/sqrt d) + I) / 2``
+    attention (L,heads,n,n) -> maps (T,h,w)
 
     The map is the same whatever is asked. Read at the token that is pooled (CLS), at the mean of the tokens that
     are averaged, or through the attention pooler.
@@ -30,8 +34,8 @@ class AttentionRollout(AttentionMethod):
             output = model.forward(images)
             scores = score_rows(output, targets)
         flows = [call.weights.mean(dim=1) for call in calls]
-        read = flows.pop() if self.pattern.pooled else self.pattern.readout.to(output).expand(len(images), 1, -1)
+        read = self.pattern.first_row(flows)
         for flow in reversed(flows):
             read = (read @ flow + read) / 2
-        maps = patch_columns(read.mean(dim=1), self.layout)
+        maps = patch_columns(read[:, 0], self.layout)
         return [maps[row].expand(len(mine), -1, -1).clone() for row, mine in enumerate(targets)], scores

@@ -12,7 +12,11 @@ from heatlens.cam.methods.gscorecam import weigh_by_scores
 
 
 class ScoreCAM(LayerMethod):
-    """Score-CAM (Wang et al., CVPR workshops 2020). Activations (C, h, w) -> maps (T, h, w).
+    """Score-CAM (Wang et al., CVPR workshops 2020).
+
+    https://arxiv.org/abs/1910.01279
+    ``ReLU(sum_c w_c A_c), w = softmax_c S(image * minmax(upsample(A_c)))``
+    A (C,h,w) -> maps (T,h,w)
 
     As gScoreCAM with every channel: C masked forwards per image, however many questions. The paper subtracts the
     score of a black image, which a softmax does not notice.
