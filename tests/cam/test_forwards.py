@@ -28,8 +28,14 @@ OUT_OF_MEMORY = [
 ]
 
 
+@pytest.fixture
+def quick_release(monkeypatch):
+    """A collection of all garbage takes a second here, where a thousand tests have left theirs."""
+    monkeypatch.setattr(batches, "release_memory", lambda: None)
+
+
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "driver", "cublas", "cpu", "python"])
-def test_batches_are_halved_and_nothing_is_lost_or_done_twice(error):
+def test_batches_are_halved_and_nothing_is_lost_or_done_twice(error, quick_release):
     batch, done = BatchRows(8), []
 
     def run(start, stop):
@@ -42,7 +48,7 @@ def test_batches_are_halved_and_nothing_is_lost_or_done_twice(error):
     assert (batch.started_with, batch.rows) == (8, 2)
 
 
-def test_a_single_row_that_does_not_fit_is_an_error_of_the_environment():
+def test_a_single_row_that_does_not_fit_is_an_error_of_the_environment(quick_release):
     def run(_start, _stop):
         raise MemoryError
 
@@ -72,7 +78,7 @@ class Hungry:
 
 
 @pytest.mark.parametrize("method", ["gScoreCAM", "ScoreCAM", "RISE"])
-def test_out_of_memory_in_the_middle_changes_nothing_but_the_record(method, monkeypatch):
+def test_out_of_memory_in_the_middle_changes_nothing_but_the_record(method, monkeypatch, quick_release):
     model = build("open_clip", torch.float64)
     images, targets = noise_images(2, model), [targets_of(model, 2)] * 2
     plain = CamEngine(model, method=method, top_k=20, masks=30, batch_size=16)
@@ -90,7 +96,7 @@ def test_out_of_memory_in_the_middle_changes_nothing_but_the_record(method, monk
     assert plain.halved_rows is None
 
 
-def test_ablation_survives_out_of_memory(monkeypatch):
+def test_ablation_survives_out_of_memory(monkeypatch, quick_release):
     model = open_clip_vit(torch.float64)
     image, targets = noise_images(1, model), [targets_of(model, 2)]
     (expected,) = CamEngine(model, method="AblationCAM", batch_size=16).explain(image, targets)

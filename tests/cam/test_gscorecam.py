@@ -14,7 +14,7 @@ def double_model():
     return tiny_clip(torch.float64)
 
 
-@pytest.mark.parametrize("k", [1, 7, 40, 300])
+@pytest.mark.parametrize("k", [1, 7, 300])
 def test_float64_engine_equals_the_plain_algorithm(double_model, k):
     images = noise_images(2, double_model)
     engine = CamEngine(double_model, top_k=k, batch_size=8)
@@ -25,7 +25,7 @@ def test_float64_engine_equals_the_plain_algorithm(double_model, k):
             torch.testing.assert_close(one.double(), plain, atol=1e-7, rtol=1e-6)
 
 
-@pytest.mark.parametrize("k", [7, 40, 300])
+@pytest.mark.parametrize("k", [7, 300])
 def test_fp32_engine_is_within_1e4_of_the_plain_algorithm(double_model, k):
     single = tiny_clip(torch.float32)
     images = noise_images(3, single)
