@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from heatlens.cam.attention import AttentionPattern, attention_pattern, transformer_layout
+from heatlens.cam.attention import AttentionPattern, attention_pattern, total_of, transformer_layout
 from heatlens.cam.batches import for_each_batch
 from heatlens.cam.capture import pad_rows
 from heatlens.cam.methods.base import CamMethod, MethodResult, Passes
@@ -50,7 +50,23 @@ class AttentionMethod(CamMethod):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """One pass over ``images`` (B, 3, H, W) -> per image its maps (T, rows, cols) and scores (T,)."""
 
-    def stack(self, maps: Sequence[Tensor], like: Tensor) -> Tensor:
-        """T maps (rows, cols) -> (T, rows, cols); also for T = 0."""
+    def per_target(
+        self,
+        targets: Sequence[Sequence[Target]],
+        scores: Sequence[Tensor],
+        maps_of: Callable[[Tensor | None], Tensor],
+    ) -> list[Tensor]:
+        """Per image the maps (T, rows, cols) of its targets.
+
+        ``maps_of(total)`` gives the maps (B, rows, cols) of those targets, one per image, whose ``scores`` add up to
+        ``total`` (None without any): rows are independent, so one backward serves all images.
+        """
+        maps: list[list[Tensor]] = [[] for _ in targets]
+        for position in range(max(map(len, targets), default=0)):
+            found = maps_of(total_of(scores, position)).detach()
+            for row, mine in enumerate(targets):
+                if position < len(mine):
+                    maps[row].append(found[row])
         grid = self.layout.grid
-        return torch.stack(list(maps)).detach() if maps else like.new_zeros((0, grid.rows, grid.cols))
+        nothing = [one.new_zeros((0, grid.rows, grid.cols)) for one in scores]
+        return [torch.stack(one) if one else none for one, none in zip(maps, nothing, strict=True)]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from heatlens.cam.attention import CUT_FIRST, AttentionCall, patch_columns, total_of, traced_attention
+from heatlens.cam.attention import CUT_FIRST, AttentionCall, patch_columns, traced_attention
 from heatlens.cam.capture import score_rows
 from heatlens.cam.methods.attention_base import AttentionMethod
 from heatlens.cam.protocols import ModelAdapter, Target
@@ -33,13 +34,8 @@ class CheferRelevance(AttentionMethod):
             output = model.forward(images)
         with torch.enable_grad():
             scores = score_rows(output, targets)
-        maps: list[list[Tensor]] = [[] for _ in targets]
-        for position in range(max(map(len, targets), default=0)):
-            relevance = self._relevance(calls, total_of(scores, position))
-            for row, mine in enumerate(targets):
-                if position < len(mine):
-                    maps[row].append(relevance[row])
-        return [self.stack(one, output) for one in maps], [one.detach() for one in scores]
+        maps = self.per_target(targets, scores, partial(self._relevance, calls))
+        return maps, [one.detach() for one in scores]
 
     def _relevance(self, calls: Sequence[AttentionCall], total: Tensor | None) -> Tensor:
         """(B, rows, cols) of the targets whose scores add up to ``total``."""

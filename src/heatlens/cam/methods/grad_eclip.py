@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from heatlens.cam.attention import CUT_OUTPUT, AttentionCall, total_of, traced_attention
+from heatlens.cam.attention import CUT_OUTPUT, AttentionCall, traced_attention
 from heatlens.cam.capture import score_rows
 from heatlens.cam.methods.attention_base import AttentionMethod
 from heatlens.cam.protocols import ModelAdapter, Target
@@ -33,24 +34,22 @@ class GradECLIP(AttentionMethod):
     ) -> tuple[list[Tensor], list[Tensor]]:
         with torch.no_grad(), traced_attention(model, CUT_OUTPUT) as calls:
             output = model.forward(images)
-        last = calls[-1]
         with torch.enable_grad():
             scores = score_rows(output, targets)
-        nearness = self._nearness(last)
-        values = _side_by_side(last.value)[:, self.layout.prefix :]
-        maps: list[list[Tensor]] = [[] for _ in targets]
-        for position in range(max(map(len, targets), default=0)):
-            total = total_of(scores, position)
-            gradient = (
-                torch.autograd.grad(total, last.output, retain_graph=True)[0]
-                if total is not None and total.requires_grad
-                else torch.zeros_like(last.output)
-            )
-            strength = _side_by_side(gradient) @ values.transpose(1, 2)  # (B, queries, patches)
-            for row, mine in enumerate(targets):
-                if position < len(mine):
-                    maps[row].append(self._as_map((strength[row] * nearness[row]).sum(dim=0).relu()))
-        return [self.stack(one, output) for one in maps], [one.detach() for one in scores]
+        last = calls[-1]
+        weigh = partial(self._weigh, last, self._nearness(last))
+        return self.per_target(targets, scores, weigh), [one.detach() for one in scores]
+
+    def _weigh(self, call: AttentionCall, nearness: Tensor, total: Tensor | None) -> Tensor:
+        """(B, rows, cols) of the targets whose scores add up to ``total``."""
+        if total is None or not total.requires_grad:
+            gradient = torch.zeros_like(call.output)
+        else:
+            (gradient,) = torch.autograd.grad(total, call.output, retain_graph=True)
+        values = _side_by_side(call.value)[:, self.layout.prefix :]
+        strength = _side_by_side(gradient) @ values.transpose(1, 2)  # (B, queries, patches)
+        grid = self.layout.grid
+        return (strength * nearness).sum(dim=1).relu().unflatten(1, (grid.rows, grid.cols))
 
     def _nearness(self, call: AttentionCall) -> Tensor:
         """(B, queries, patches): the cosine of queries and keys, min-max scaled over the patches."""
@@ -58,9 +57,6 @@ class GradECLIP(AttentionMethod):
         cosine = (queries @ keys.transpose(1, 2))[:, :, self.layout.prefix :].detach()
         low, high = cosine.amin(dim=-1, keepdim=True), cosine.amax(dim=-1, keepdim=True)
         return (cosine - low) / (high - low).clamp(min=torch.finfo(cosine.dtype).tiny)
-
-    def _as_map(self, patches: Tensor) -> Tensor:
-        return patches.reshape(self.layout.grid.rows, self.layout.grid.cols)
 
 
 def _side_by_side(heads: Tensor) -> Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from heatlens.cam.attention import CUT_WEIGHTS, AttentionCall, block_hooks, patch_columns, total_of, traced_attention
+from heatlens.cam.attention import CUT_WEIGHTS, AttentionCall, block_hooks, patch_columns, traced_attention
 from heatlens.cam.capture import first_tensor, with_first
 from heatlens.cam.methods.attention_base import AttentionMethod
 from heatlens.cam.protocols import ModelAdapter, Target
@@ -47,16 +48,10 @@ class LeGrad(AttentionMethod):
                 torch.stack([target(per_layer[:, row]) for target in mine]) if mine else output.new_zeros((0, last + 1))
                 for row, mine in enumerate(targets)
             ]
-        maps: list[list[Tensor]] = [[] for _ in targets]
-        for position in range(max(map(len, targets), default=0)):
-            sensitivity = self._sensitivity(calls, total_of(layer_scores, position), len(images))
-            for row, mine in enumerate(targets):
-                if position < len(mine):
-                    maps[row].append(sensitivity[row])
-        scores = [one.detach()[:, -1] for one in layer_scores]
-        return [self.stack(one, output) for one in maps], scores
+        maps = self.per_target(targets, layer_scores, partial(self._sensitivity, calls, len(images)))
+        return maps, [one.detach()[:, -1] for one in layer_scores]
 
-    def _sensitivity(self, calls: Sequence[AttentionCall], total: Tensor | None, images: int) -> Tensor:
+    def _sensitivity(self, calls: Sequence[AttentionCall], images: int, total: Tensor | None) -> Tensor:
         """(B, rows, cols) of the targets whose layer scores add up to ``total``."""
         asked = calls[-1:] if self.pattern.pooled else calls
         weights = [call.weights for call in asked]
