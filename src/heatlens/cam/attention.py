@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -203,9 +203,3 @@ def block_hooks(layout: TokenLayout, hook: Callable[[int, object], object]) -> I
 def patch_columns(attention: Tensor, layout: TokenLayout) -> Tensor:
     """(..., prefix + rows * cols) -> (..., rows, cols): the patches' share."""
     return attention[..., layout.prefix :].unflatten(-1, (layout.grid.rows, layout.grid.cols))
-
-
-def total_of(scores: Sequence[Tensor], position: int) -> Tensor | None:
-    """The sum over images of their target number ``position``: rows are independent, one backward serves all."""
-    mine = [row[position] for row in scores if position < len(row)]
-    return torch.stack(mine).sum() if mine else None

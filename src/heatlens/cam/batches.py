@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
+from heatlens.cam.protocols import Target
 from heatlens.errors import SetupError
 
 # The CPU's allocator, CUDA's and MPS's, and the libraries that allocate for themselves (cuBLAS, cuDNN).
 _TEXTS = ("not enough memory", "out of memory", "ALLOC_FAILED")
 
 _LOG = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
 
 
 class BatchRows:
@@ -44,6 +48,27 @@ def for_each_batch(total: int, batch: BatchRows, run: Callable[[int, int], None]
         else:
             release_memory()
             batch.halve(error)
+
+
+def in_padded_batches(
+    images: Tensor,
+    targets: Sequence[Sequence[Target]],
+    batch: BatchRows,
+    run: Callable[[Tensor, Sequence[Sequence[Target]]], Sequence[ResultT]],
+) -> list[ResultT]:
+    """``run(images, targets)`` gives one result per image; it always gets ``batch.rows`` images.
+
+    What is missing is filled up with zeros that have no targets, and their results are dropped.
+    """
+    results: list[ResultT] = []
+
+    def padded(start: int, stop: int) -> None:
+        missing = batch.rows - (stop - start)
+        part = torch.cat([images[start:stop], images.new_zeros((missing, *images.shape[1:]))])
+        results.extend(run(part, [*targets[start:stop], *([] for _ in range(missing))])[: stop - start])
+
+    for_each_batch(len(images), batch, padded)
+    return results
 
 
 def _attempt(run: Callable[[int, int], None], start: int, stop: int) -> str | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
-from heatlens.cam.batches import BatchRows, for_each_batch
+from heatlens.cam.batches import BatchRows, in_padded_batches
+from heatlens.cam.gradients import per_target, slopes
 from heatlens.cam.protocols import ModelAdapter, Target
 from heatlens.errors import ModelError
 
@@ -123,60 +125,22 @@ def score_passes(
     model: ModelAdapter, images: Tensor, targets: Sequence[Sequence[Target]], *, batch: BatchRows
 ) -> list[Tensor]:
     """The scores (T_b,) of whole images, in the model's own dtype, always with ``batch.rows`` rows."""
-    scores: list[Tensor] = []
 
-    def run(start: int, stop: int) -> None:
-        part, wanted = pad_rows(images[start:stop], targets[start:stop], batch.rows)
+    def run(part: Tensor, wanted: Sequence[Sequence[Target]]) -> list[Tensor]:
         with torch.no_grad():
-            scores.extend(score_rows(model.forward(part), wanted)[: stop - start])
+            return score_rows(model.forward(part), wanted)
 
-    for_each_batch(len(images), batch, run)
-    return scores
+    return in_padded_batches(images, targets, batch, run)
 
 
 def reference_passes(
     model: ModelAdapter, images: Tensor, targets: Sequence[Sequence[Target]], *, gradients: bool, batch: BatchRows
 ) -> list[Reference]:
     """:func:`reference_pass` over any number of images, always with ``batch.rows`` rows (padded with nothing)."""
-    references: list[Reference] = []
-
-    def run(start: int, stop: int) -> None:
-        part, wanted = pad_rows(images[start:stop], targets[start:stop], batch.rows)
-        references.extend(reference_pass(model, part, wanted, gradients=gradients)[: stop - start])
-
-    for_each_batch(len(images), batch, run)
-    return references
-
-
-def pad_rows(
-    images: Tensor, targets: Sequence[Sequence[Target]], rows: int
-) -> tuple[Tensor, Sequence[Sequence[Target]]]:
-    """``images`` (n, 3, H, W) filled up to ``rows`` with zeros, and no targets for those."""
-    missing = rows - len(images)
-    return torch.cat([images, images.new_zeros((missing, *images.shape[1:]))]), [
-        *targets,
-        *([] for _ in range(missing)),
-    ]
+    return in_padded_batches(images, targets, batch, partial(reference_pass, model, gradients=gradients))
 
 
 def _tail_gradients(model: ModelAdapter, leaf: Tensor, scores: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients on the grid, one (T_b, C, h, w) tensor per image."""
-    rounds = max((len(row) for row in scores), default=0)
-    per_image: list[list[Tensor]] = [[] for _ in scores]
-    for position in range(rounds):
-        total = sum((row[position] for row in scores if position < len(row)), start=leaf.new_zeros(()))
-        gradient = _gradient(total, leaf, keep_graph=position + 1 < rounds)
-        grid = model.to_grid(gradient)
-        for row, row_scores in enumerate(scores):
-            if position < len(row_scores):
-                per_image[row].append(grid[row])
+    """Gradients on the grid, one (T_b, C, h, w) tensor per image; zeros where the output ignores the layer."""
     nothing = model.to_grid(leaf.detach())[:0]
-    return [torch.stack(grids) if grids else nothing for grids in per_image]
-
-
-def _gradient(total: Tensor, leaf: Tensor, *, keep_graph: bool) -> Tensor:
-    """d total / d leaf; zeros where the output does not depend on the layer at all."""
-    if not total.requires_grad:
-        return torch.zeros_like(leaf)
-    (gradient,) = torch.autograd.grad(total, leaf, retain_graph=keep_graph, allow_unused=True)
-    return torch.zeros_like(leaf) if gradient is None else gradient
+    return per_target(scores, lambda total: model.to_grid(slopes(total, [leaf])[0]), nothing)

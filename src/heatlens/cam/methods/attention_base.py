@@ -5,12 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
-from heatlens.cam.attention import AttentionPattern, attention_pattern, total_of, transformer_layout
-from heatlens.cam.batches import for_each_batch
-from heatlens.cam.capture import pad_rows
+from heatlens.cam.attention import AttentionPattern, attention_pattern, transformer_layout
+from heatlens.cam.batches import in_padded_batches
+from heatlens.cam.gradients import per_target
 from heatlens.cam.methods.base import CamMethod, MethodResult, Passes
 from heatlens.cam.protocols import ModelAdapter, PatchGrid, Target, TokenLayout
 
@@ -34,15 +33,11 @@ class AttentionMethod(CamMethod):
         return transformer_layout(model, self.name).grid
 
     def explain(self, images: Tensor, targets: Sequence[Sequence[Target]], passes: Passes) -> list[MethodResult]:
-        results: list[MethodResult] = []
-
-        def run(start: int, stop: int) -> None:
-            part, wanted = pad_rows(images[start:stop], targets[start:stop], passes.reference.rows)
+        def run(part: Tensor, wanted: Sequence[Sequence[Target]]) -> list[MethodResult]:
             maps, scores = self.trace(passes.model, part, wanted)
-            results.extend(MethodResult(*pair) for pair in list(zip(maps, scores, strict=True))[: stop - start])
+            return [MethodResult(*pair) for pair in zip(maps, scores, strict=True)]
 
-        for_each_batch(len(images), passes.reference, run)
-        return results
+        return in_padded_batches(images, targets, passes.reference, run)
 
     @abstractmethod
     def trace(
@@ -50,23 +45,7 @@ class AttentionMethod(CamMethod):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """One pass over ``images`` (B, 3, H, W) -> per image its maps (T, rows, cols) and scores (T,)."""
 
-    def per_target(
-        self,
-        targets: Sequence[Sequence[Target]],
-        scores: Sequence[Tensor],
-        maps_of: Callable[[Tensor | None], Tensor],
-    ) -> list[Tensor]:
-        """Per image the maps (T, rows, cols) of its targets.
-
-        ``maps_of(total)`` gives the maps (B, rows, cols) of those targets, one per image, whose ``scores`` add up to
-        ``total`` (None without any): rows are independent, so one backward serves all images.
-        """
-        maps: list[list[Tensor]] = [[] for _ in targets]
-        for position in range(max(map(len, targets), default=0)):
-            found = maps_of(total_of(scores, position)).detach()
-            for row, mine in enumerate(targets):
-                if position < len(mine):
-                    maps[row].append(found[row])
+    def maps_per_target(self, scores: Sequence[Tensor], maps_of: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """:func:`heatlens.cam.gradients.per_target` for maps: ``maps_of(total)`` gives (B, rows, cols)."""
         grid = self.layout.grid
-        nothing = [one.new_zeros((0, grid.rows, grid.cols)) for one in scores]
-        return [torch.stack(one) if one else none for one, none in zip(maps, nothing, strict=True)]
+        return per_target(scores, maps_of, scores[0].new_zeros((0, grid.rows, grid.cols)))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from heatlens.cam.attention import CUT_FIRST, AttentionCall, patch_columns, traced_attention
 from heatlens.cam.capture import score_rows
+from heatlens.cam.gradients import slopes
 from heatlens.cam.methods.attention_base import AttentionMethod
 from heatlens.cam.protocols import ModelAdapter, Target
 
@@ -34,22 +35,14 @@ class CheferRelevance(AttentionMethod):
             output = model.forward(images)
         with torch.enable_grad():
             scores = score_rows(output, targets)
-        maps = self.per_target(targets, scores, partial(self._relevance, calls))
+        maps = self.maps_per_target(scores, partial(self._relevance, calls))
         return maps, [one.detach() for one in scores]
 
-    def _relevance(self, calls: Sequence[AttentionCall], total: Tensor | None) -> Tensor:
+    def _relevance(self, calls: Sequence[AttentionCall], total: Tensor) -> Tensor:
         """(B, rows, cols) of the targets whose scores add up to ``total``."""
         weights = [call.weights for call in calls]
-        gradients = _gradients(total, weights)
-        flows = [(slope * own).relu().mean(dim=1) for slope, own in zip(gradients, weights, strict=True)]
+        flows = [(slope * own).relu().mean(dim=1) for slope, own in zip(slopes(total, weights), weights, strict=True)]
         read = self.pattern.first_row(flows)
         for flow in reversed(flows):
             read = read + read @ flow
         return patch_columns(read[:, 0], self.layout)
-
-
-def _gradients(total: Tensor | None, weights: Sequence[Tensor]) -> list[Tensor]:
-    if total is None or not total.requires_grad:
-        return [torch.zeros_like(one) for one in weights]
-    found = torch.autograd.grad(total, list(weights), retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(own) if one is None else one for one, own in zip(found, weights, strict=True)]

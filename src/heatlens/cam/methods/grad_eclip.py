@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from heatlens.cam.attention import CUT_OUTPUT, AttentionCall, traced_attention
 from heatlens.cam.capture import score_rows
+from heatlens.cam.gradients import slopes
 from heatlens.cam.methods.attention_base import AttentionMethod
 from heatlens.cam.protocols import ModelAdapter, Target
 
@@ -38,14 +39,11 @@ class GradECLIP(AttentionMethod):
             scores = score_rows(output, targets)
         last = calls[-1]
         weigh = partial(self._weigh, last, self._nearness(last))
-        return self.per_target(targets, scores, weigh), [one.detach() for one in scores]
+        return self.maps_per_target(scores, weigh), [one.detach() for one in scores]
 
-    def _weigh(self, call: AttentionCall, nearness: Tensor, total: Tensor | None) -> Tensor:
+    def _weigh(self, call: AttentionCall, nearness: Tensor, total: Tensor) -> Tensor:
         """(B, rows, cols) of the targets whose scores add up to ``total``."""
-        if total is None or not total.requires_grad:
-            gradient = torch.zeros_like(call.output)
-        else:
-            (gradient,) = torch.autograd.grad(total, call.output, retain_graph=True)
+        (gradient,) = slopes(total, [call.output])
         values = _side_by_side(call.value)[:, self.layout.prefix :]
         strength = _side_by_side(gradient) @ values.transpose(1, 2)  # (B, queries, patches)
         grid = self.layout.grid

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from heatlens.cam.attention import CUT_WEIGHTS, AttentionCall, block_hooks, patch_columns, traced_attention
 from heatlens.cam.capture import first_tensor, with_first
+from heatlens.cam.gradients import slopes
 from heatlens.cam.methods.attention_base import AttentionMethod
 from heatlens.cam.protocols import ModelAdapter, Target
 
@@ -48,16 +49,12 @@ class LeGrad(AttentionMethod):
                 torch.stack([target(per_layer[:, row]) for target in mine]) if mine else output.new_zeros((0, last + 1))
                 for row, mine in enumerate(targets)
             ]
-        maps = self.per_target(targets, layer_scores, partial(self._sensitivity, calls, len(images)))
+        maps = self.maps_per_target(layer_scores, partial(self._sensitivity, calls, len(images)))
         return maps, [one.detach()[:, -1] for one in layer_scores]
 
-    def _sensitivity(self, calls: Sequence[AttentionCall], images: int, total: Tensor | None) -> Tensor:
+    def _sensitivity(self, calls: Sequence[AttentionCall], images: int, total: Tensor) -> Tensor:
         """(B, rows, cols) of the targets whose layer scores add up to ``total``."""
         asked = calls[-1:] if self.pattern.pooled else calls
-        weights = [call.weights for call in asked]
-        if total is None or not total.requires_grad:
-            gradients = [torch.zeros_like(one) for one in weights]
-        else:
-            gradients = list(torch.autograd.grad(total, weights, retain_graph=True))
+        gradients = slopes(total, [call.weights for call in asked])
         columns = torch.cat([one.relu().mean(dim=(1, 2)) for one in gradients])  # (layers * B, tokens), layer first
         return patch_columns(columns.unflatten(0, (-1, images)).mean(dim=0), self.layout)
