@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatlens.cam.protocols import ModelAdapter, TokenLayout
-from heatlens.cam.targets import RandomDirection
+from heatlens.cam.targets import RandomDirection, random_image
 from heatlens.errors import ModelError
 
 CUT_WEIGHTS = "weights"
@@ -154,10 +154,8 @@ class AttentionPattern:
 def attention_pattern(model: ModelAdapter, method: str) -> AttentionPattern:
     """One probing forward. Raises ModelError when ``method`` cannot work with this model's attention."""
     layout = transformer_layout(model, method)
-    width, height = model.frame
-    probe = torch.randn((1, 3, height, width), generator=torch.Generator().manual_seed(0), device="cpu")
     with torch.no_grad(), traced_attention(model, CUT_OUTPUT) as calls:
-        output = model.forward(probe.to(device=model.device, dtype=model.dtype))
+        output = model.forward(random_image(model))
     count = layout.prefix + layout.grid.rows * layout.grid.cols
     pooled = len(calls) == len(layout.blocks) + 1 and calls[-1].pools
     inner = calls[:-1] if pooled else calls

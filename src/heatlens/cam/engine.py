@@ -18,7 +18,7 @@ from heatlens.cam.masked import MaskedForwards
 from heatlens.cam.methods.base import CamMethod, MethodOptions, MethodResult, Passes
 from heatlens.cam.precision import reference_rows, resolve_batch_size, resolve_precision
 from heatlens.cam.protocols import ERROR_PREFIX, HALVED_PREFIX, ModelAdapter, PatchGrid, Target
-from heatlens.cam.targets import RandomDirection
+from heatlens.cam.targets import RandomDirection, random_image
 from heatlens.errors import ModelError, ZeroGradientError
 from heatlens.registry import find
 
@@ -178,11 +178,7 @@ def _check_arguments(model: ModelAdapter, images: Tensor, targets: Sequence[Sequ
 
 def has_patch_gradient(model: ModelAdapter) -> bool:
     """Does any patch token at the target layer have a gradient? Structural, so one random image answers it."""
-    width, height = model.frame
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn((1, 3, height, width), generator=generator, device="cpu")
-    image = image.to(device=model.device, dtype=model.dtype)
-    (reference,) = reference_pass(model, image, [[RandomDirection()]], gradients=True)
+    (reference,) = reference_pass(model, random_image(model), [[RandomDirection()]], gradients=True)
     assert reference.gradients is not None
     return bool((reference.gradients != 0).any())
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from heatlens.cam.protocols import ModelAdapter
+
 
 @dataclass(frozen=True)
 class TextSimilarity:
@@ -34,6 +36,14 @@ class ClassLogit:
 
     def __call__(self, output: Tensor) -> Tensor:
         return output[:, self.index]
+
+
+def random_image(model: ModelAdapter) -> Tensor:
+    """Noise (1, 3, H, W) in the model's frame, always the same: what structural questions are asked with."""
+    width, height = model.frame
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn((1, 3, height, width), generator=generator, device="cpu")
+    return noise.to(device=model.device, dtype=model.dtype)
 
 
 @dataclass(frozen=True)

@@ -133,17 +133,14 @@ def _methods(text: str | None) -> tuple[str, ...]:
 
 def check(settings: Settings, options: Options) -> dict[str, Any]:
     """Run every check, print tables and verdicts; all numbers, with ``passed``."""
-    from functools import partial
-
     from heatlens.batch.explainer import build_engine, load_model
 
     model = load_model(settings)
     # A layer without gradient is a finding here, not a reason to stop.
-    makers = [
-        partial(build_engine, model, settings, method=name, allow_zero_gradient=True)
+    engines = [  # all first: a method that cannot work says so before any work
+        build_engine(model, settings, method=name, allow_zero_gradient=True)
         for name in options.methods or (settings.cam_version,)
     ]
-    engines = [make() for make in makers]  # all first: a method that cannot work says so before any work
     cases = gather(settings, options, model)
     images = model.prepare([case.frame for case in cases])
     targets = [[model.target(prompt) for prompt in case.prompts] for case in cases]
@@ -152,9 +149,7 @@ def check(settings: Settings, options: Options) -> dict[str, Any]:
         f"{sum(len(case.prompts) for case in cases)} prompts"
     )
     layers = _layers(model, needed=any(engine.method.needs_live_layer for engine in engines))
-    methods = [
-        _method(engine, make, images, targets, settings.seed) for engine, make in zip(engines, makers, strict=True)
-    ]
+    methods = [_method(engine, images, targets, settings.seed) for engine in engines]
     checks = [layers, *(part for one in methods for part in (one["prompts"], one["weights"]))]
     failed = sum(one["verdict"]["state"] == "FAILS" for one in checks)
     print(f"\n{failed} of {len(checks)} checks fail" if failed else f"\nno check of {len(checks)} fails")
@@ -237,18 +232,15 @@ def _layer_cells(row: LayerGradient) -> list[str]:
     return [row.name, f"{row.with_gradient} of {row.channels}", "yes" if row.usable else "no", mark]
 
 
-def _method(
-    engine: CamEngine, make: Any, images: Tensor, targets: Sequence[Sequence[Any]], seed: int
-) -> dict[str, Any]:
+def _method(engine: CamEngine, images: Tensor, targets: Sequence[Sequence[Any]], seed: int) -> dict[str, Any]:
     """Both checks of one method; its maps of the trained model serve both."""
-    from heatlens.evaluate.sanity import PromptSensitivity, compare_prompts, uses_target, weight_randomisation
+    from heatlens.evaluate.sanity import PromptSensitivity, compare_prompts, weight_randomisation
 
     name = engine.method.name
     maps = engine.explain(images, targets)
-    asks = uses_target(engine)
-    prompts = compare_prompts(name, maps) if asks else PromptSensitivity(name, uses_target=False)
+    prompts = compare_prompts(name, maps) if engine.method.uses_target else PromptSensitivity(name, uses_target=False)
     _print_prompts(prompts)
-    weights = weight_randomisation(make, images, targets, seed=seed, originals=maps)
+    weights = weight_randomisation(engine, images, targets, seed=seed, originals=maps)
     _print_weights(weights)
     return {
         "method": name,

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from heatlens.cam.capture import first_tensor, with_first
-from heatlens.cam.grid import reshape_transform
-from heatlens.cam.targets import RandomDirection
+from heatlens.cam.targets import RandomDirection, random_image
 from heatlens.models.layers import resolve_layer
 from heatlens.models.network import NetworkAdapter
 
@@ -60,14 +59,14 @@ def layer_gradients(model: NetworkAdapter) -> list[LayerGradient]:
     """
     names = _names(model)
     wanted = [module for module in _candidates(model) if module in names]
-    image = _random_image(model).requires_grad_(True)  # the weights are frozen: the graph has to start here
+    image = random_image(model).requires_grad_(True)  # the weights are frozen: the graph has to start here
     with torch.enable_grad(), torch.autocast(image.device.type, enabled=False), _outputs(wanted) as outputs:
         score = RandomDirection()(model.forward(image)).sum()
     found = {module: output for module, output in outputs.items() if _is_grid(model, output) and output.requires_grad}
     gradients = torch.autograd.grad(score, list(found.values()), allow_unused=True)
     rows = []
     for (module, output), gradient in zip(found.items(), gradients, strict=True):
-        grid = _patches(model, torch.zeros_like(output) if gradient is None else gradient)
+        grid = model.to_grid(torch.zeros_like(output) if gradient is None else gradient)
         alive = ((grid != 0) & grid.isfinite()).flatten(2).any(dim=2)[0]
         rows.append(LayerGradient(names[module], alive.numel(), int(alive.sum()), module is model.target_layer))
     return rows
@@ -81,7 +80,7 @@ def depth_stages(model: NetworkAdapter, limit: int = 6) -> list[DepthStage]:
     forward: weights of the text side are in none, and names do not matter.
     """
     blocks = _blocks(model)
-    image = _random_image(model)
+    image = random_image(model)
     with torch.enable_grad(), _parameters_watched(model.model), _outputs(blocks) as outputs:
         whole = model.forward(image)
         order = [module for module in outputs if module in set(blocks)]
@@ -204,13 +203,6 @@ def _is_grid(model: NetworkAdapter, output: Tensor) -> bool:
     return int(output.shape[1]) == tokens.prefix + tokens.grid.rows * tokens.grid.cols
 
 
-def _patches(model: NetworkAdapter, output: Tensor) -> Tensor:
-    if output.ndim == 4:
-        return output
-    assert model.tokens is not None
-    return reshape_transform(output, model.tokens.grid.rows, model.tokens.grid.cols, model.tokens.prefix)
-
-
 def _names(model: NetworkAdapter) -> dict[nn.Module, str]:
     """Module -> path as users write it: ``visual.trunk.blocks[3].norm1``, the last block as ``blocks[-1]``."""
     names = {
@@ -225,9 +217,3 @@ def _names(model: NetworkAdapter) -> dict[nn.Module, str]:
         module: short + name[len(long) :] if name == long or name.startswith((f"{long}.", f"{long}[")) else name
         for module, name in names.items()
     }
-
-
-def _random_image(model: NetworkAdapter) -> Tensor:
-    width, height = model.frame
-    image = torch.randn((1, 3, height, width), generator=torch.Generator().manual_seed(0))
-    return image.to(device=model.device, dtype=model.dtype)

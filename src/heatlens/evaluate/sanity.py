@@ -116,14 +116,9 @@ def prompt_sensitivity(engine: CamEngine, images: Tensor, targets: Sequence[Sequ
 
     ``images`` (B, 3, H, W) normalised; ``targets`` one list of *different* targets per image.
     """
-    if not uses_target(engine):
+    if not engine.method.uses_target:
         return PromptSensitivity(engine.method.name, uses_target=False)
     return compare_prompts(engine.method.name, engine.explain(images, targets))
-
-
-def uses_target(engine: CamEngine) -> bool:
-    """EigenCAM and attention rollout do not look at the target at all."""
-    return bool(getattr(engine.method, "uses_target", True))
 
 
 def compare_prompts(method: str, maps: Sequence[Tensor]) -> PromptSensitivity:
@@ -198,7 +193,7 @@ class WeightRandomisation:
 
 
 def weight_randomisation(
-    make_engine: Callable[[], CamEngine],
+    engine: CamEngine,
     images: Tensor,
     targets: Sequence[Sequence[Target]],
     *,
@@ -208,12 +203,10 @@ def weight_randomisation(
 ) -> WeightRandomisation:
     """Replace the image tower's weights by random ones, stage by stage from the output to the input, and compare.
 
-    ``make_engine`` is called anew for every stage, since an engine may hold copies of weights (half precision);
-    its model has to be the same each time. ``targets`` stay as they are: the text side is not touched. Maps are
-    compared on the patch grid, SSIM after min-max. ``originals`` are the trained model's maps, if there already.
-    The weights are as before afterwards, bit for bit, on an error too.
+    ``targets`` stay as they are: the text side is not touched. Maps are compared on the patch grid, SSIM after
+    min-max. ``originals`` are the trained model's maps, if there already. The weights are as before afterwards,
+    bit for bit, on an error too.
     """
-    engine = make_engine()
     if not isinstance(engine.model, NetworkAdapter):
         raise ModelError("weight randomisation needs a model whose layers can be walked (a NetworkAdapter)")
     before = engine.explain(images, targets) if originals is None else originals
@@ -226,7 +219,7 @@ def weight_randomisation(
         for stage in depth_stages(engine.model, limit) if usable else []:
             randomise(stage.parameters)
             weights += sum(parameter.numel() for parameter in stage.parameters)
-            after = make_engine().explain(images, targets)
+            after = engine.explain(images, targets)
             likeness = tuple(_likeness(row, t, before[row][t], after[row][t]) for row, t in usable)
             steps.append(RandomisedStage(stage.name, weights, likeness))
     return WeightRandomisation(engine.method.name, seed, len(usable), tuple(steps))

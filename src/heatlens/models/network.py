@@ -73,11 +73,11 @@ class NetworkAdapter:
         return self.model(images)  # type: ignore[no-any-return]
 
     def to_grid(self, activations: Tensor) -> Tensor:
-        """The target layer's output -> (B, C, rows, cols): the reshape transform, or a feature map as it is."""
+        """A layer's output -> (B, C, rows, cols): the reshape transform, or a feature map as it is."""
         if activations.ndim == 4:
             return activations
         assert self.tokens is not None
-        return reshape_transform(activations, self.grid.rows, self.grid.cols, self.tokens.prefix)
+        return reshape_transform(activations, self.tokens.grid.rows, self.tokens.grid.cols, self.tokens.prefix)
 
     def from_grid(self, activations: Tensor, output: Tensor) -> Tensor:
         """(N, C, rows, cols) -> the target layer's output with these patches, prefix tokens as in ``output``."""

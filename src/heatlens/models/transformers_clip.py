@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from heatlens.cam.protocols import PatchGrid, TokenLayout
 from heatlens.errors import ModelError, one_line
 from heatlens.models.clip import ClipAdapter
 from heatlens.models.loading import quiet, refuse_misfit
@@ -77,15 +75,6 @@ class TransformersClipAdapter(ClipAdapter):
 
     def _text(self, prompt: str) -> str:
         return prompt.lower() if self._is_siglip else prompt
-
-    def _measure(self, blocks: tuple[nn.Module, ...]) -> tuple[TokenLayout | None, PatchGrid]:
-        """With the exact stride: SigLIP's patches of 14 at 384 pixels leave six pixels unseen."""
-        layout, grid = super()._measure(blocks)
-        if layout is None:
-            return layout, grid
-        height, width = _pair(self.config.vision_config.patch_size)
-        exact = replace(layout.grid, stride=(float(height), float(width)))
-        return replace(layout, grid=exact), exact if grid == layout.grid else grid
 
 
 def _embedding(output: Any) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from heatlens.cam.methods.base import CamMethod, MethodOptions, MethodResult, Passes
 from heatlens.cam.protocols import ModelAdapter, PatchGrid, Target
-from heatlens.cam.targets import RandomDirection
+from heatlens.cam.targets import RandomDirection, random_image
 from heatlens.errors import ConfigError, HeatlensError, ModelError, one_line
 from heatlens.registry import GRAD_CAM_PREFIX, nearest_hint, plain_name
 
@@ -46,11 +46,9 @@ class GradCamBridge(CamMethod):
 
     def check(self, model: ModelAdapter) -> None:
         """Tries the method on noise: some cannot work on some models, and say so in their own words."""
-        width, height = model.frame
         with self._instance(model, _Scores(model, [])) as cam:
             self.needs_live_layer = self._class.__name__ != "FullGrad" and _inner(cam)[0].uses_gradients  # type: ignore[misc]
-        noise = torch.randn((3, height, width), generator=torch.Generator().manual_seed(0), device="cpu")
-        self._map(model, noise.to(device=model.device, dtype=model.dtype), [RandomDirection(0), RandomDirection(1)], 1)
+        self._map(model, random_image(model)[0], [RandomDirection(0), RandomDirection(1)], 1)
 
     def grid(self, model: ModelAdapter) -> PatchGrid:
         if self._class.__name__ not in _FRAME_SIZED:
