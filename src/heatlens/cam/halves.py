@@ -18,8 +18,8 @@ _CAST = (nn.Linear, nn.Conv2d)
 class HalfWeights:
     """Inside the block the image tower's matrices are half-precision copies; outside they are its own again.
 
-    Autocast keeps no copies of frozen weights: it casts every one of them in every forward, an eighth of the time
-    of a small batch on a CPU. The results are bit for bit those of autocast alone (but for nn.MultiheadAttention's
+    Autocast keeps no copies of frozen weights: it casts every one of them in every forward, which shows in forwards
+    of few rows (docs/performance.md). The results are bit for bit those of autocast alone (but for nn.MultiheadAttention's
     fast path on a CPU, which autocast does not reach). The copies live as long as the block, so that weights may
     change in between, as they do while a model trains; for fp32 nothing happens.
     """
