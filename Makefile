@@ -9,14 +9,15 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup local-test test quality bench demo
+.PHONY: help setup local-test test soak quality bench demo
 
 CONF ?= configs/demo/exp_00_phantom.conf
 VENV ?= .venv
 PYTHON ?=
 TORCH_INDEX ?=
+KILLS ?= 200
 # Paths travel in the environment, so that blanks and quotes in them mean nothing to make.
-export CONF VENV PYTHON TORCH_INDEX
+export CONF VENV PYTHON TORCH_INDEX KILLS
 
 # Shell text at the start of a recipe: $py is the environment's Python, and this checkout is what it imports.
 ENTER = set -euo pipefail; venv=$$(cd -- "$$VENV" && pwd); export PATH="$$venv/bin:$$PATH" PYTHONPATH="$$PWD/src"; py="$$venv/bin/python";
@@ -35,6 +36,9 @@ local-test: setup ## run the demo experiment (CONF=..., STOP_AFTER=...), without
 
 test: setup ## run the tests
 	@$(ENTER) "$$py" -m pytest -n 2 --dist loadgroup tests
+
+soak: setup ## kill the demo experiment 200 times at random moments (KILLS=...); every run must end byte-identical
+	@$(ENTER) PYTHONPATH="$$PWD/src:$$PWD" "$$py" -m tests.batch.soak --kills "$$KILLS"
 
 quality: setup ## lint, formatting, types and shell scripts
 	@$(ENTER) ruff check .; ruff format --check .; mypy; \

@@ -1,15 +1,13 @@
-"""What one image and one row cost outside the model: median milliseconds per step, and the plan's time and memory.
+"""What one image and one heat map cost outside the model: median milliseconds per step.
 
-    python benchmarks/steps.py [--rows 100000]
+    OMP_NUM_THREADS=1 python benchmarks/steps.py
 
-The film is a phantom of 2544 x 3056 pixels, the rows are synthetic GEMeX rows. One thread.
+The film is a phantom of 2544 x 3056 pixels. One thread.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
 import statistics
 import tempfile
 import time
@@ -24,9 +22,6 @@ from heatlens.images.bodymask import body_mask
 from heatlens.images.decode import read_film
 from heatlens.images.geometry import FrameGeometry
 from heatlens.phantom.film import make_film
-from heatlens.questions.plan import make_plan
-from heatlens.questions.readers.gemex import GemexReader
-from heatlens.questions.select import Selection
 from heatlens.render.colormaps import colour_table
 from heatlens.render.encode import encode_png, encode_png16
 from heatlens.render.overlay import blend, normalise, output_size, resize_film
@@ -74,53 +69,15 @@ def image_steps(folder: Path) -> dict[str, float]:
     }
 
 
-def plan_rows(folder: Path, rows: int) -> dict[str, float]:
-    """Seconds to read and to plan ``rows`` rows of 12 to an image, and the memory that the plan adds in MiB."""
-    path = folder / "open_ended_question.jsonl"
-    with path.open("w", encoding="utf-8") as stream:
-        for number in range(rows):
-            image = number // 12
-            row = {
-                "question": f"What does the film show in the left lower lung zone, case {number}?", "type": "disease",
-                "answer": "No acute finding is seen.", "reason": "r" * 200, "visual_regions": ["left lower lung zone"],
-                "visual_locations": [[120, 110, 180, 190]], "ori_report": "r" * 400, "q_id": number,
-                "image_path": f"p10/p{10_000_000 + image}/s5{image:07d}/{image:08x}.jpg", "row_id": f"row_{image}",
-            }  # fmt: skip
-            stream.write(json.dumps(row) + "\n")
-    start = time.perf_counter()
-    count = sum(1 for _ in GemexReader(path).rows())
-    reading = time.perf_counter() - start
-    before, start = _peak(), time.perf_counter()
-    plan = make_plan(
-        GemexReader(path),
-        regions="split",
-        prompt_template="{question} {region}",
-        selection=Selection(),
-        stop_after=None,
-    )
-    assert count == rows == plan.rows
-    return {"read_s": reading, "plan_s": time.perf_counter() - start, "plan_mib": _peak() - before}
-
-
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000)
-    args = parser.parse_args()
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as name:
-        plan = plan_rows(Path(name), args.rows)
         steps = image_steps(Path(name))
     print("| step | ms |\n|---|---|")
     for step, value in steps.items():
         print(f"| {step} | {value:.1f} |")
-    print(
-        f"\nsteps film=2544x3056 overlay=852x1024 repeats={REPEATS} threads=1 rows={args.rows} "
-        + " ".join(f"{key}={value:.1f}" for key, value in plan.items())
-    )
+    print(f"\nsteps film=2544x3056 overlay=852x1024 repeats={REPEATS} threads=1")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,21 @@ class Command:
 
 COMMANDS = {
     "run": Command("run STAGE [--config FILE.conf] [--key value ...]", "run a stage", "heatlens.cli:run_stage"),
+    "plan": Command(
+        "plan [CONF] [--dry-run] [--measure IMAGES | --rate R] [--missing all|sample|none] [--json] [--key value ...]",
+        "what a run would be: images, heat maps, shards, names, time, disk, missing images",
+        "heatlens.batch.commands:plan_command",
+    ),
+    "status": Command(
+        "status RESULTS_DIR [--json]",
+        "how far a run is, and what to run next",
+        "heatlens.batch.status:main",
+    ),
+    "merge": Command(
+        "merge [CONF] [--key value ...]",
+        "write the tables of a run whose shards are all finished",
+        "heatlens.batch.commands:merge_command",
+    ),
     "config": Command(
         "config [--reference] [CONF] [--stage STAGE] [--key value ...]",
         "print the resolved settings with their origins, or the documentation",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from heatlens.errors import ConfigError
-from heatlens.keys import Key
+from heatlens.keys import Key, Truth
 
 GROUPS = {
     "data": "What is asked",
@@ -95,7 +95,9 @@ def parser_for(stage: str, keys: Mapping[str, Key]) -> KeyParser:
             if key.group == group:
                 text = f"{key.help}. Default: {key.default or 'empty'}. Allowed: {key.allowed}"
                 metavar = key.type.upper().replace(" ", "_")
-                section.add_argument(key.flag, metavar=metavar, help=text.replace("%", "%%"))
+                # A switch needs no value: --retry-failed is --retry-failed true.
+                alone: dict[str, Any] = {"nargs": "?", "const": "true"} if isinstance(key.kind, Truth) else {}
+                section.add_argument(key.flag, metavar=metavar, help=text.replace("%", "%%"), **alone)
     return parser
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -22,15 +22,14 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     The temporary lies in the same folder so that the rename never crosses a file system.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent)
-    temporary = Path(name)
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{path.suffix}")
+    # Not mkstemp: its files are 0600, and asking for the umask to mend that means setting it, for all threads.
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        # mkstemp makes files 0600 whatever the umask says; give the run's umask its say.
-        temporary.chmod(0o666 & ~current_umask())
         temporary.replace(path)
     except BaseException:
         with suppress(FileNotFoundError):
@@ -44,13 +43,6 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         stream.write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
-def current_umask() -> int:
-    """The process's umask (reading it means setting it twice; there is no other portable way)."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
 def digest_file(path: Path) -> str:
     """SHA-256 of a file's content, as hex."""
     digest = hashlib.sha256()
@@ -62,12 +54,11 @@ def digest_file(path: Path) -> str:
 
 def digest_text(*parts: str) -> str:
     """SHA-256 over several strings, each with its length before it, so that no two lists collide by joining."""
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode("utf-8", "surrogatepass")
-        digest.update(f"{len(data)}:".encode())
-        digest.update(data)
-    return digest.hexdigest()
+    text = "".join([f"{len(part)}:{part}" for part in parts])
+    if text.isascii():  # as most are: characters are bytes
+        return hashlib.sha256(text.encode()).hexdigest()
+    encoded = [part.encode("utf-8", "surrogatepass") for part in parts]
+    return hashlib.sha256(b"".join([b"%d:%b" % (len(data), data) for data in encoded])).hexdigest()
 
 
 def safe_relative(text: str) -> PurePosixPath:

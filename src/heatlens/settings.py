@@ -139,8 +139,8 @@ class Settings(BaseModel):
     retry_failed: bool = _key("run", Truth(), "false", "try again what failures.csv lists")
     max_failure_rate: float = _key("run", Number(0, 1), "0.05",
         "share of failures above which the exit code is 3")
-    num_workers: int = _key("run", Whole(0, 256), "4",
-        "threads that decode films ahead of the model; 0: none")
+    num_workers: int | None = _key("run", Whole(0, 256, empty="by the CPUs there are"), "",
+        "processes that decode films ahead, and as many threads that draw and write; 0: no process, one thread")
     num_shards: int = _key("run", Whole(1, 100_000), "1", "parts that the run is split into (whole images)")
     shard_index: int = _key("run", Whole(0, 99_999), "0", "the part that this process does, below NUM_SHARDS")
     umask: str = _key("run", UMASK, "077", "file rights taken away; 027 lets the group read")

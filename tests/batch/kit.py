@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from heatlens.batch.openers import InlineDecoder
 from heatlens.batch.parts import Parts
 from heatlens.batch.protocols import Explanation, OutputFile, Placed, StageResult
 from heatlens.batch.runner import run
@@ -66,20 +67,32 @@ def make_settings(folder: Path, rows: list[tuple[str, str, str]] = QUESTIONS, **
     return load_settings(None, flags, {}, "attn_map")
 
 
+class FakePlacer:
+    """The film is the frame."""
+
+    frame = (8, 8)
+
+    def __call__(self, film: Any) -> Placed:
+        return Placed(SimpleNamespace(as_dict=lambda: {"mode": "fake"}), film.pixels)  # type: ignore[arg-type]
+
+
 class FakeExplainer:
     """A map of 4x4 numbers from a hash of frame and prompt. ``on_explain`` is called with each prompt."""
 
     grid = PatchGrid(4, 4, (2.0, 2.0))
+    placer = FakePlacer()
+    group = 1
+    masked_forwards = 0
 
     def __init__(self, on_explain: Callable[[str], None] | None = None) -> None:
         self.calls: list[list[str]] = []
         self.closed = False
         self._on_explain = on_explain
 
-    def place(self, film: Any) -> Placed:
-        return Placed(SimpleNamespace(as_dict=lambda: {"mode": "fake"}), film.pixels)  # type: ignore[arg-type]
+    def explain(self, frames: Any, prompts: Any) -> list[list[Explanation]]:
+        return [self.explain_one(frame, mine) for frame, mine in zip(frames, prompts, strict=True)]
 
-    def explain(self, frame: np.ndarray, prompts: Any) -> list[Explanation]:
+    def explain_one(self, frame: np.ndarray, prompts: Any) -> list[Explanation]:
         self.calls.append(list(prompts))
         found = []
         for prompt in prompts:
@@ -108,6 +121,12 @@ class FakeParts(Parts):
         self.weights_digest = "0" * 64
         self.there: set[str] = set()
         self.broken: Callable[[str], None] | None = None
+
+    def decoders(self, stage: Any) -> InlineDecoder:
+        return InlineDecoder()
+
+    def film_reader(self, image_root: Path) -> Callable[[str, int | None], Any]:
+        return lambda image_path, longest: self.open_film(image_root, image_path)
 
     def open_film(self, image_root: Path, image_path: str) -> Any:
         self.opened.append(image_path)
@@ -138,6 +157,7 @@ class FakeStage:
     """Writes the map as text; ``on_make`` may raise for a heat map."""
 
     name = "attn_map"
+    longest = None
     columns = {"map_max": float, "constant": bool, "whole_film": bool, "peak_x": float}
 
     def __init__(self, on_make: Callable[[str], None] | None = None) -> None:

@@ -19,7 +19,7 @@ from tests.batch.kit import go, make_settings
 
 def holder(folder: Path, **changes: object) -> Path:
     """A lock as this process would write it, with changes."""
-    content = {**lock_module._me(), **changes}
+    content = {**lock_module.identity(), **changes}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "lock").write_text(json.dumps(content))
     return folder / "lock"
@@ -85,7 +85,7 @@ def test_lock_that_was_never_filled(tmp_path, monkeypatch):
     monkeypatch.setattr(lock_module.time, "sleep", lambda seconds: None)
     with pytest.raises(SetupError, match="just started"), ShardLock(tmp_path):
         pass
-    old = time.time() - 3600
+    old = time.time() - 100
     os.utime(path, (old, old))
     with ShardLock(tmp_path):
         pass

@@ -9,6 +9,8 @@ from heatlens.batch.retry import HOST_COMMAND, retry_command
 from heatlens.config import load_settings, parse_arguments
 from tests.batch.kit import make_settings
 
+ALONE = ["--num-shards", "1", "--shard-index", "0"]
+
 
 def test_retry_line_gives_the_same_settings(tmp_path):
     folder = tmp_path / "it's a; folder $(x)"
@@ -28,7 +30,7 @@ def test_retry_line_names_the_conf_and_what_overrode_it(tmp_path):
     conf.write_text("DATASET=phantom\nMODEL=demo\nALPHA=0.3\n", encoding="utf-8")
     settings = load_settings(conf, {"OVERWRITE": "true", "SHARD_INDEX": "0"}, {"TOPK": "7"}, "attn_map")
     words = shlex.split(retry_command(settings))
-    assert words[2:] == ["--config", str(conf), "--topk", "7", "--retry-failed", "true"]
+    assert words[2:] == ["--config", str(conf), "--topk", "7", *ALONE, "--retry-failed", "true"]
     assert Path(words[1]).is_absolute()
 
 

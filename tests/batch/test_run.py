@@ -292,10 +292,12 @@ def test_one_heat_map_that_fails_does_not_cost_the_others(tmp_path):
 
 def test_a_map_that_is_not_finite_is_a_failure(tmp_path):
     class Broken(FakeExplainer):
-        def explain(self, frame, prompts):
+        def explain_one(self, frame, prompts):
             from dataclasses import replace
 
-            return [replace(one, warnings=("error: the map is not finite",)) for one in super().explain(frame, prompts)]
+            return [
+                replace(one, warnings=("error: the map is not finite",)) for one in super().explain_one(frame, prompts)
+            ]
 
     settings = make_settings(tmp_path, [("a.png", "Where?", "A")], MAX_FAILURE_RATE=1)
     go(settings, explainer=Broken())
@@ -304,11 +306,11 @@ def test_a_map_that_is_not_finite_is_a_failure(tmp_path):
 
 def test_maps_made_with_smaller_batches_are_counted_and_said(tmp_path):
     class Hungry(FakeExplainer):
-        def explain(self, frame, prompts):
+        def explain_one(self, frame, prompts):
             from dataclasses import replace
 
             text = "out of memory: made with 4 instead of 8 rows per forward, equal to rounding only"
-            return [replace(one, warnings=(text,)) for one in super().explain(frame, prompts)]
+            return [replace(one, warnings=(text,)) for one in super().explain_one(frame, prompts)]
 
     settings = make_settings(tmp_path, [("a.png", "Where?", "A"), ("b.png", "Where?", "A")])
     go(settings, explainer=Hungry())
@@ -369,7 +371,7 @@ def test_a_data_set_without_rows(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 4])
-def test_decode_thread_changes_nothing(tmp_path, workers):
+def test_number_of_writers_changes_nothing(tmp_path, workers):
     settings = make_settings(tmp_path, NUM_WORKERS=workers)
     parts = go(settings)
     assert parts.opened == list(dict.fromkeys(row[0] for row in QUESTIONS[:-1]))

@@ -58,6 +58,8 @@ def test_flags_are_the_keys_in_kebab_case() -> None:
     conf, flags = parse_arguments("attn_map", ["--config", "a b.conf", "--stop-after", "", "--alpha=0.3"])
     assert (conf, flags) == (Path("a b.conf"), {"STOP_AFTER": "", "ALPHA": "0.3"})
     assert parse_arguments("attn_map", []) == (None, {})
+    switches = parse_arguments("attn_map", ["--retry-failed", "--save-raw-cam", "false", "--overwrite"])[1]
+    assert switches == {"RETRY_FAILED": "true", "SAVE_RAW_CAM": "false", "OVERWRITE": "true"}
     every = [word for key in KEYS.values() for word in (key.flag, key.default)]
     assert parse_arguments("attn_map", every) == (None, {key.name: key.default for key in KEYS.values()})
 

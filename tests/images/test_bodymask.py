@@ -5,8 +5,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from scipy.ndimage import binary_fill_holes
 from skimage.exposure import equalize_hist
 from skimage.filters import threshold_otsu
+from skimage.measure import label
+from skimage.segmentation import clear_border
 
 from heatlens.images.bodymask import body_mask
 from heatlens.images.decode import read_film
@@ -105,6 +108,45 @@ def test_phantoms_keep_every_finding(seed):
         found = body_mask(pixels)
         for finding in film.findings:
             assert found.mask[finding.mask].all(), finding.name
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_against_scikit_image_and_scipy(seed):
+    """The same steps with the functions of other libraries: threshold, border, largest part, holes."""
+    pixels = make_film(2_000_300 + seed, long_side=380).pixels if seed < 5 else noise(seed)
+    plain = cv2.morphologyEx(pixels, cv2.MORPH_OPEN, disk(max(1, round(2 * max(pixels.shape) / 512))))
+    low = int(threshold_otsu(pixels))
+    dark = plain <= (low + int(pixels[pixels > low].min())) / 4
+    radius = max(1, round(6 * max(pixels.shape) / 512))
+    padded = np.pad(dark, radius, mode="edge").astype(np.uint8)
+    opened = cv2.morphologyEx(padded, cv2.MORPH_OPEN, disk(radius))[radius:-radius, radius:-radius].astype(bool)
+    parts = label(~(opened & ~clear_border(opened)), connectivity=1)
+    expected = binary_fill_holes(parts == np.bincount(parts[parts > 0]).argmax())
+    found = body_mask(pixels)
+    if not found.whole_film:
+        assert np.array_equal(found.mask, expected)
+    else:
+        assert box(expected, 0.2, 0.2, 0.8, 0.8).mean() < 0.99
+
+
+def noise(seed: int) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (17, 13), dtype=np.uint8)
+    return cv2.resize(coarse, (310, 400), interpolation=cv2.INTER_CUBIC)
+
+
+def disk(radius: int) -> np.ndarray:
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+
+
+@pytest.mark.parametrize("size", [(75, 90), (300, 360), (500, 333)])
+def test_the_mask_at_another_size_is_the_same_region(size):
+    found = body_mask(chest(300, 360))
+    mask = found.at(size)
+    assert mask.shape == size[::-1]
+    assert abs(mask.mean() - found.fraction) < 0.01
+    assert box(mask, 0.2, 0.28, 0.8, 0.82).all()
+    assert not box(mask, 0, 0, 0.36, 0.12).any()
+    assert body_mask(np.zeros((40, 60), np.uint8)).at(size).all()
 
 
 # Lungs and mediastinum on the real films, in shares of the sides, and air beside the neck, read off the films.

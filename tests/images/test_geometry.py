@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -267,3 +268,21 @@ def test_details_and_mistakes():
         geometry.map_to_source(np.zeros((7, 7), np.float32), VIT, (10, 10))
     with pytest.raises(ValueError, match="the geometry is for"):
         geometry.place(np.zeros((10, 10), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("mode", "output"), [("letterbox", (852, 1024)), ("crop", (2544, 700)), ("squash", (3000, 65))]
+)
+def test_enlarging_a_map_wakes_no_threads_of_a_linear_algebra_library(mode, output, monkeypatch):
+    """OpenBLAS multiplies with all cores from 2**18 multiplications on, and its threads then spin for a while."""
+    products, gemm = [], cv2.gemm
+
+    def counted(first, second, *others, **options):
+        products.append(first.shape[0] * first.shape[1] * second.shape[1])
+        return gemm(first, second, *others, **options)
+
+    monkeypatch.setattr(cv2, "gemm", counted)
+    values = np.random.default_rng(6).random((24, 24)).astype(np.float32)
+    FrameGeometry.fit(mode, (2544, 3056), FRAME).map_to_source(values, PatchGrid(24, 24, (224 / 24, 224 / 24)), output)
+    assert products
+    assert max(products) < 2**18

@@ -8,7 +8,7 @@ import logging
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from row_factory import heat_maps, make_row, plan_of, quick
+from row_factory import bad_rows, few, heat_maps, make_row, plan_of
 
 from heatlens.errors import ConfigError, DataSetError
 from heatlens.questions.select import Selection, rank
@@ -16,7 +16,7 @@ from heatlens.questions.select import Selection, rank
 
 def selected(rows, **keys):
     plan = plan_of(rows, selection=Selection(**keys))
-    return sorted({entry.row for entry in heat_maps(plan)} | {bad.row for bad in plan.bad_rows})
+    return sorted({entry.row for entry in heat_maps(plan)} | {bad.row for bad in bad_rows(plan)})
 
 
 def test_question_and_content_types():
@@ -44,7 +44,7 @@ def test_a_sample_that_means_nothing_is_refused(sample):
         Selection(sample=sample)
 
 
-@quick
+@few
 @given(st.integers(1, 40), st.integers(0, 5))
 def test_samples_are_exact_nested_and_in_order(count, seed):
     rows = [make_row(number, f"{number}.png") for number in range(30)]
@@ -101,10 +101,10 @@ def test_mimic_tables(tmp_path, packed, below, caplog):
     root = tmp_path / below
     root.mkdir(exist_ok=True)
     rows = [make_row(n, f"p10/p1/s1/d{n}.jpg") for n in (1, 2, 3)]
-    assert selected(rows, split="test", image_root=root) == [2]
-    assert selected(rows, view="PA", image_root=root) == [1]
+    assert selected(rows, split="test", image_root=root) == [1]
+    assert selected(rows, view="PA", image_root=root) == [0]
     with caplog.at_level(logging.WARNING):
-        assert selected(rows, view="pa,ap", image_root=root) == [1, 2]
+        assert selected(rows, view="pa,ap", image_root=root) == [0, 1]
     assert "1 rows are not selected" in caplog.text
 
 
@@ -133,7 +133,7 @@ def test_broken_rows_stay_unless_their_fields_say_otherwise():
     ]
     assert selected(broken, question_types="closed_ended") == [0, 4]
     assert selected(broken, question_types="finding,size") == [0, 1, 2, 3, 4]
-    assert selected(broken[4:] + broken[:4], split="test") == [0, 1, 4]
+    assert selected(broken[4:] + broken[:4], split="test") == [0, 1, 2]
 
 
 def test_a_selection_that_fits_no_row_says_what_there_is():

@@ -12,10 +12,10 @@ import pytest
 from heatlens.batch.protocols import Explanation, Placed
 from heatlens.cam.protocols import PatchGrid
 from heatlens.errors import ItemError
+from heatlens.images.bodymask import WORK_SIDE
 from heatlens.images.film import Film
 from heatlens.images.geometry import FrameGeometry
 from heatlens.stages.attn_map import AttnMapStage
-from heatlens.stages.base import nearest
 from tests.batch.kit import make_settings
 
 FRAME = (224, 224)
@@ -185,10 +185,27 @@ def test_image_statistics_are_plain_data(tmp_path):
     assert statistics["body_fraction"] == 1.0
 
 
-@pytest.mark.parametrize(("width", "height"), [(2, 2), (3, 5), (7, 4)])
-def test_nearest_takes_the_pixel_under_the_centre(width, height):
-    mask = np.array([[True, False, False, True], [False, True, False, False], [True, True, False, True]])
-    found = nearest(mask, (width, height))
-    for row in range(height):
-        for column in range(width):
-            assert found[row, column] == mask[int((row + 0.5) * 3 / height), int((column + 0.5) * 4 / width)]
+def test_how_many_pixels_a_film_needs(tmp_path):
+    assert stage_for(tmp_path, OUTPUT_SIZE=300).longest == 300
+    assert stage_for(tmp_path, OUTPUT_SIZE=300, ENABLE_BODY_MASK=True).longest == WORK_SIDE
+    assert stage_for(tmp_path, OUTPUT_SIZE=2000, ENABLE_BODY_MASK=True).longest == 2000
+    assert stage_for(tmp_path, OUTPUT_SIZE="").longest is None
+
+
+@pytest.mark.parametrize("size", [(1200, 1500), (1501, 1203)])
+@pytest.mark.parametrize("cell", [(4, 6), (9, 8), (7, 3)])
+def test_a_film_decoded_at_half_its_size_gives_the_same_numbers(tmp_path, size, cell):
+    whole = film(*size)
+    half_size = (-(-size[0] // 2), -(-size[1] // 2))
+    half = Film(cv2.resize(whole.pixels, half_size, interpolation=cv2.INTER_AREA), "jpeg", 8, source=size)
+    stage = stage_for(tmp_path, OUTPUT_SIZE=600, ENABLE_BODY_MASK=True, SAVE_RAW_CAM=True)
+    (one, numbers), (other, others) = (made(stage, hot_cell(*cell), picture) for picture in (whole, half))
+    assert numbers == others  # the peak among them: in pixels of the film in the file
+    raw = "raw/files/x_idx1.png"
+    assert one[raw] == other[raw]
+    overlays = [decode(files["files/x_idx1.png"]).astype(int) for files in (one, other)]
+    assert overlays[0].shape == overlays[1].shape
+    assert np.abs(overlays[0] - overlays[1]).max() <= 2
+    views = [opened(stage, picture) for picture in (whole, half)]
+    assert views[0].statistics() == views[1].statistics()
+    assert views[1].source == size

@@ -1,4 +1,4 @@
-"""The end of a call: the merge when all shards are done, ``run.json``, and a few lines for people."""
+"""The end of a call: the shard's marker, the merge when all shards are done, ``run.json``, a few lines for people."""
 
 from __future__ import annotations
 
@@ -6,62 +6,131 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heatlens.batch.folder import Listing, sweep, writing
-from heatlens.batch.merge import FAILURES, Outcome, collect, write_tables
+from heatlens.batch.apart import run_apart
+from heatlens.batch.folder import sweep, writing
+from heatlens.batch.ledger import ledger_paths
+from heatlens.batch.lock import WaitingLock
+from heatlens.batch.markers import finished_shards, remove_marker, shard_name, write_marker
+from heatlens.batch.merge import FAILURES, MergeResult, merge
 from heatlens.batch.retry import retry_command
-from heatlens.batch.run_record import RUN_RECORD, counts, finished_before, write_run_record
+from heatlens.batch.run_record import RUN_RECORD, RunRecord, finished_before, write_run_record
 from heatlens.batch.tables import MANIFEST
 from heatlens.errors import EXIT_FAILURES, EXIT_OK, EXIT_STOPPED
 
 if TYPE_CHECKING:
-    from heatlens.batch.runner import Job
+    from heatlens.batch.committer import Done
+    from heatlens.batch.job import Job
+    from heatlens.batch.signals import StopSignals
+
+MERGE_FOLDER = Path("shards/merge")
+
+# Bytes of ledgers from which on the merge runs in a process of its own, whose memory is given back.
+APART = 64 << 20
 
 
-def close_run(job: Job, *, stopped: bool = False) -> int:
-    """Merge if everything is finished; say what there is and how to go on. Returns the exit code."""
-    if not stopped and (record := finished_before(job.settings, job.plan)):
-        code = _exit_code(job, float(record["counts"]["failed"]), float(record["counts"]["made"]))
-        print("everything is finished already; nothing to do")
-        _report(job, record["counts"], record["warnings"], code)
+def close_run(job: Job, stop: StopSignals, done: Done) -> int:
+    """Nothing of this shard is outstanding any more: leave its marker, and merge if it was the last one."""
+    if (code := _nothing_to_do(job)) is not None:
         return code
+    index, count = job.shard
     with writing(job.results):
-        outcome = collect(job.plan, job.results, job.stage)
-    if stopped or not outcome.complete:
-        return _close_unfinished(job, outcome, stopped=stopped)
-    code = _exit_code(job, len(outcome.failures), len(outcome.made))
-    tables = write_tables(outcome, job.results, job.stage, retry_command(job.settings))
-    _record(job, outcome, "complete" if code == EXIT_OK else "failed", code, tables)
-    sweep(job.results, Listing(job.results))
-    _report(job, counts(job.plan, outcome), run_warnings(job, outcome), code)
-    return code
+        write_marker(job.shard_folder, job.plan.digest, made=done.all_made, failed=done.all_failed)
+        finished = finished_shards(job.results, job.plan.digest, count)
+    if len(finished) < count:
+        print(
+            f"shard {index} of {count} is finished: {done.all_made} heat maps, {done.all_failed} failures. "
+            f"{_unfinished(finished, count)}; the shard that finishes last writes {MANIFEST}"
+        )
+        return EXIT_OK
+    return merge_run(job, stop)
 
 
-def _close_unfinished(job: Job, outcome: Outcome, *, stopped: bool) -> int:
-    """A stop, or other shards are still at work: no tables, because they would not be complete.
+def stop_run(job: Job, done: Done) -> int:
+    """A signal ended the work: no tables, because they would not be complete.
 
     Only a run of one shard writes run.json here; of several, a slow one could overwrite the merge's.
     """
-    missing = sum(outcome.missing.values())
-    if stopped:
-        if job.settings.num_shards == 1:
-            _record(job, outcome, "partial", EXIT_STOPPED, [])
-        print(f"{len(outcome.made)} heat maps are finished, {missing} are missing; run the same command again")
+    if not done.planned:
+        print("stopped before anything was changed; run the same command again")
         return EXIT_STOPPED
-    print(
-        f"shard {job.shard_folder.name} is finished; {missing} heat maps of the other shards are missing "
-        f"({_waiting_for(job, outcome)}). The shard that finishes last writes {MANIFEST}"
-    )
-    return EXIT_OK
+    if job.settings.num_shards == 1:
+        numbers = {
+            "rows": job.plan.rows,
+            "bad_rows": job.plan.bad_row_count,
+            "images": job.plan.image_count,
+            "heat_maps": job.plan.heat_map_count,
+            "made": done.all_made,
+            "failed": done.all_failed,
+            "missing": done.missing,
+        }
+        _record(job, RunRecord("partial", EXIT_STOPPED, numbers, (), (), {}))
+    print(f"{done.all_made} heat maps are finished, {done.missing} are missing; run the same command again")
+    return EXIT_STOPPED
 
 
-def _waiting_for(job: Job, outcome: Outcome) -> str:
-    shards = job.settings.num_shards
-    waiting = []
-    for index in range(shards):
-        left = sum(outcome.missing.get(task.image_path, 0) for task in job.plan.shard(index, shards))
-        if left:
-            waiting.append(f"SHARD_INDEX={index}: {left}")
-    return ", ".join(waiting[:8]) + (", ..." if len(waiting) > 8 else "")
+def merge_run(job: Job, stop: StopSignals) -> int:
+    """Tables and run.json of a run whose shards are all finished. Idempotent; of two processes one waits."""
+    with WaitingLock(job.results / MERGE_FOLDER, purpose="the tables"):
+        if (code := _nothing_to_do(job)) is not None:
+            return code
+        with writing(job.results), stop.interruptible():
+            result = _merge(job)
+        if not result.complete:
+            return _say_missing(job, result)
+        return _close_merged(job, result)
+
+
+def merge_only(job: Job, stop: StopSignals) -> int:
+    """``heatlens merge``: the tables if every shard is finished; otherwise which are not, and exit code 75."""
+    _, count = job.shard
+    finished = finished_shards(job.results, job.plan.digest, count)
+    if len(finished) < count:
+        print(f"{_unfinished(finished, count)}; run them with the same command and SHARD_INDEX, then merge again")
+        return EXIT_STOPPED
+    return merge_run(job, stop)
+
+
+def _merge(job: Job) -> MergeResult:
+    arguments = (job.plan, job.results, job.stage, retry_command(job.settings))
+    if sum(path.stat().st_size for path in ledger_paths(job.results)) < APART:
+        return merge(*arguments)
+    return run_apart(merge, *arguments)
+
+
+def _close_merged(job: Job, result: MergeResult) -> int:
+    _, count = job.shard
+    finished = finished_shards(job.results, job.plan.digest, count)
+    code = _exit_code(job, result.counts["failed"], result.counts["made"])
+    warnings = run_warnings(job, result)
+    status = "complete" if code == EXIT_OK else "failed"
+    _record(job, RunRecord(status, code, result.counts, result.tables, warnings, result.clocks))
+    sweep(job.results, result.leftovers, idle={shard_name(index, count) for index in finished})
+    _report(job, result.counts, warnings, code)
+    return code
+
+
+def _say_missing(job: Job, result: MergeResult) -> int:
+    """Markers of all shards, but files that are gone: somebody deleted some since."""
+    with writing(job.results):
+        remove_marker(job.shard_folder)
+    named = ", ".join(f"{image} ({count})" for image, count in result.missing.items())
+    print(f"{result.missing_total} finished heat maps are no longer there ({named}); run the same command again")
+    return EXIT_STOPPED
+
+
+def _nothing_to_do(job: Job) -> int | None:
+    if not (record := finished_before(job.settings, job.plan)):
+        return None
+    code = _exit_code(job, float(record["counts"]["failed"]), float(record["counts"]["made"]))
+    print("everything is finished already; nothing to do")
+    _report(job, record["counts"], record["warnings"], code)
+    return code
+
+
+def _unfinished(finished: set[int], count: int) -> str:
+    waiting = [str(index) for index in range(count) if index not in finished]
+    more = f" and {len(waiting) - 20} more" if len(waiting) > 20 else ""
+    return f"not finished: {'shard' if len(waiting) == 1 else 'shards'} {', '.join(waiting[:20])}{more} of {count}"
 
 
 def _exit_code(job: Job, failed: float, made: float) -> int:
@@ -69,27 +138,15 @@ def _exit_code(job: Job, failed: float, made: float) -> int:
     return EXIT_FAILURES if total and failed / total > job.settings.max_failure_rate else EXIT_OK
 
 
-def _record(job: Job, outcome: Outcome, status: str, code: int, tables: list[Path]) -> None:
+def _record(job: Job, record: RunRecord) -> None:
     with writing(job.results):
-        write_run_record(
-            job.settings,
-            job.plan,
-            outcome,
-            status=status,
-            exit_code=code,
-            fingerprint=job.fingerprint,
-            weights=job.weights,
-            tables=tables,
-            warnings=run_warnings(job, outcome),
-            call_seconds=time.monotonic() - job.started,
-        )
+        write_run_record(job, record, call_seconds=time.monotonic() - job.request.started)
 
 
-def run_warnings(job: Job, outcome: Outcome) -> list[str]:
+def run_warnings(job: Job, result: MergeResult) -> list[str]:
     """What somebody who uses the results should know, each once, with its count."""
     from heatlens.questions.prompts import annotated_fields
 
-    numbers = counts(job.plan, outcome)
     warnings = []
     if fields := annotated_fields(job.settings.prompt_template):
         names = ", ".join(f"{{{name}}}" for name in sorted(fields))
@@ -106,9 +163,9 @@ def run_warnings(job: Job, outcome: Outcome) -> list[str]:
         "beyond_this_run": "finished heat maps of an earlier, larger selection stay on disk but are not in "
         "these tables; that selection's command lists them again",
     }
-    warnings += [f"{numbers[name]} {text}" for name, text in texts.items() if numbers[name]]
-    if outcome.finished.unreadable_lines:
-        warnings.append(f"{outcome.finished.unreadable_lines} damaged ledger lines were passed over")
+    warnings += [f"{result.counts[name]} {text}" for name, text in texts.items() if result.counts[name]]
+    if result.unreadable_lines:
+        warnings.append(f"{result.unreadable_lines} damaged ledger lines were passed over")
     return warnings
 
 

@@ -12,89 +12,193 @@ Columns, before the stage's own statistics:
 ...                   the stage's statistics (:attr:`heatlens.batch.protocols.Stage.columns`)
 ``geometry``          JSON: how source image and model frame map to each other
 ``warnings``          list of texts: of the engine, of the stage, of the data set's row
+
+A row comes from two sides, the plan (what was asked) and a ledger (what was recorded). What joins them is
+``position``, the heat map's place in :class:`heatlens.batch.finished.FinishedKeys`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from heatlens.batch.ledger import HeatMapRecord
 from heatlens.batch.protocols import MadeMap
-from heatlens.batch.tables import valid_text
 from heatlens.files import atomic_file
+from heatlens.questions.plan import HeatMap
+from heatlens.questions.rows import Region
+
+if TYPE_CHECKING:
+    from heatlens.questions.plan import ImageTask
 
 DETAILS = "details.parquet"
-_ROWS_PER_GROUP = 8192
-_TEXTS = (
-    "image_path", "source_image", "source", "question_id", "question", "answer", "question_type",
-    "content_type", "region", "boxes", "prompt", "geometry",
+
+POSITION = [("position", pa.int64())]
+ORDER = ("row", "region_index", "place")
+"""Data-set order; ``place`` counts in plan order, for the case that all else is equal."""
+PLACE = [(name, pa.int64()) for name in ORDER]
+
+_TEXT, _TEXTS = pa.string(), pa.list_(pa.string())
+_ASKED = (
+    "source_image", "row", "source", "question_id", "question", "answer", "choices", "question_type",
+    "content_type", "region", "boxes", "prompt",
 )  # fmt: skip
+_ARROW = {float: pa.float64(), int: pa.int64(), bool: pa.bool_(), str: pa.string()}
 
-
-def write_details(folder: Path, made: Iterator[MadeMap], columns: Mapping[str, type]) -> Path:
-    """Write the table atomically; ``columns`` are the stage's statistics with their types."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = folder / DETAILS
-    schema = pa.schema(_fields(pa, columns))
-    with atomic_file(path) as stream, pq.ParquetWriter(stream, schema, compression="zstd") as writer:
-        while rows := list(islice(made, _ROWS_PER_GROUP)):
-            table = pa.Table.from_pylist([detail_row(one, columns) for one in rows], schema=schema)
-            writer.write_table(table)
-    return path
-
-
-def detail_row(one: MadeMap, columns: Iterable[str]) -> dict[str, Any]:
-    """One row as plain values."""
-    asked, record = one.heat_map, one.record
-    row: dict[str, Any] = {
-        "image_path": record.output,
-        "source_image": one.source_image,
-        "row": asked.row,
-        "source": asked.source,
-        "question_id": asked.question_id,
-        "question": asked.question,
-        "answer": asked.answer,
-        "choices": [valid_text(choice) for choice in asked.choices],
-        "question_type": asked.question_type,
-        "content_type": asked.content_type,
-        "region": asked.region,
-        "boxes": json.dumps([{"name": box.name, "box": box.box, "frame": box.frame} for box in asked.boxes]),
-        "prompt": asked.prompt,
-        "prompt_truncated": record.prompt_truncated,
-        "score": record.score,
-        **{name: record.statistics.get(name) for name in columns},
-        "geometry": record.statistics.get("geometry") or "",
-        "warnings": [valid_text(text) for text in (*record.warnings, *asked.notes)],
-    }
-    return {name: valid_text(value) if name in _TEXTS else value for name, value in row.items()}
-
-
-def _fields(pa: Any, columns: Mapping[str, type]) -> list[tuple[str, Any]]:
-    """Names and Arrow types in the order of :func:`detail_row`."""
-    own = {float: pa.float64(), int: pa.int64(), bool: pa.bool_(), str: pa.string()}
-    text, texts = pa.string(), pa.list_(pa.string())
-    return [
-        ("image_path", text),
-        ("source_image", text),
-        ("row", pa.int64()),
-        ("source", text),
-        ("question_id", text),
-        ("question", text),
-        ("answer", text),
-        ("choices", texts),
-        ("question_type", text),
-        ("content_type", text),
-        ("region", text),
-        ("boxes", text),
-        ("prompt", text),
-        ("prompt_truncated", pa.bool_()),
-        ("score", pa.float64()),
-        *((name, own[kind]) for name, kind in columns.items()),
-        ("geometry", text),
-        ("warnings", texts),
+ASKED = pa.schema(
+    [
+        *POSITION,
+        *PLACE,
+        ("number", pa.int64()),
+        *((name, _TEXTS if name == "choices" else _TEXT) for name in _ASKED if name != "row"),
+        ("notes", _TEXTS),
     ]
+)
+"""The plan's side."""
+
+
+def asked_row(position: int, place: int, task: ImageTask, asked: HeatMap) -> tuple[Any, ...]:
+    """A heat map of the plan in the order of ASKED."""
+    return (
+        position,
+        asked.row,
+        asked.region_index,
+        place,
+        asked.number,
+        task.image_path,
+        asked.source,
+        asked.question_id,
+        asked.question,
+        asked.answer,
+        asked.choices,
+        asked.question_type,
+        asked.content_type,
+        asked.region,
+        json.dumps([{"name": box.name, "box": box.box, "frame": box.frame} for box in asked.boxes]),
+        asked.prompt,
+        asked.notes,
+    )
+
+
+def recorded_schema(columns: Mapping[str, type]) -> pa.Schema:
+    """The ledgers' side; ``columns`` are the stage's statistics with their types."""
+    return pa.schema(
+        [
+            *POSITION,
+            ("image_path", _TEXT),
+            ("prompt_truncated", pa.bool_()),
+            ("score", pa.float64()),
+            *((name, _ARROW[kind]) for name, kind in columns.items()),
+            ("geometry", _TEXT),
+            ("warnings", _TEXTS),
+        ]
+    )
+
+
+def recorded_row(
+    position: int, entry: Mapping[str, Any], shared: Mapping[str, Any], columns: Mapping[str, type]
+) -> tuple[Any, ...]:
+    """An ``ok`` heat map of a ledger's line in the order of the recorded schema; ``shared`` is of its image."""
+    statistics = {**shared, **entry.get("statistics", {})}
+    return (
+        position,
+        entry["output"],
+        bool(entry.get("prompt_truncated", False)),
+        entry["score"],
+        *map(statistics.get, columns),
+        statistics.get("geometry") or "",
+        entry.get("warnings", ()),
+    )
+
+
+def details_schema(columns: Mapping[str, type]) -> pa.Schema:
+    """The table's columns."""
+    recorded = recorded_schema(columns)
+    own = [(name, recorded.field(name).type) for name in ("prompt_truncated", "score", *columns, "geometry")]
+    asked = [(name, ASKED.field(name).type) for name in _ASKED]
+    return pa.schema([("image_path", _TEXT), *asked, *own, ("warnings", _TEXTS)])
+
+
+def details_table(asked: pa.Table, recorded: pa.Table, columns: Mapping[str, type]) -> pa.Table:
+    """Both sides, row by row, as the table's columns; ``region_index`` and ``number`` come behind them."""
+    warnings = [
+        first + second
+        for first, second in zip(recorded["warnings"].to_pylist(), asked["notes"].to_pylist(), strict=True)
+    ]
+    sides = {name: recorded[name] for name in recorded.column_names}
+    sides |= {name: asked[name] for name in (*_ASKED, "region_index", "number")}
+    sides["warnings"] = pa.array(warnings, _TEXTS)
+    return pa.table({name: sides[name] for name in (*details_schema(columns).names, "region_index", "number")})
+
+
+def write_details(
+    folder: Path, tables: Iterator[pa.Table], columns: Mapping[str, type]
+) -> Generator[MadeMap, None, None]:
+    """Write the table atomically from ``details_table``'s rows, and hand every row on as it is written.
+
+    The file is in place when the iterator ends, not before. One row group per table that comes in.
+    """
+    schema = details_schema(columns)
+    with atomic_file(folder / DETAILS) as stream:
+        writer = pq.ParquetWriter(stream, schema, compression="zstd")
+        try:
+            for table in tables:
+                writer.write_table(table.select(schema.names))
+                yield from made_maps(table, list(columns))
+            writer.close()
+        finally:
+            # After an error: or it would write on when it is collected, into a file that is closed.
+            writer.is_open = False
+
+
+def made_maps(table: pa.Table, columns: Sequence[str]) -> Iterator[MadeMap]:
+    """Rows as objects. ``heat_map.key`` is "" and ``heat_map.output`` the main output without its suffix."""
+    value = {name: table.column(name).to_pylist() for name in table.column_names}
+    # Column by column, in the order of the fields: a million rows are worth it.
+    heat_maps = map(
+        HeatMap,
+        repeat(""),
+        value["row"],
+        value["region_index"],
+        value["number"],
+        [output.rpartition(".")[0] for output in value["image_path"]],
+        value["source"],
+        value["question_id"],
+        value["question"],
+        value["answer"],
+        map(tuple, value["choices"]),
+        value["question_type"],
+        value["content_type"],
+        value["region"],
+        map(_regions, value["boxes"]),
+        value["prompt"],
+    )
+    names = (*columns, "geometry")
+    statistics = (dict(zip(names, one, strict=True)) for one in zip(*map(value.get, names), strict=True))
+    records = map(
+        HeatMapRecord,
+        repeat(""),
+        repeat("ok"),
+        value["image_path"],
+        repeat(""),
+        repeat(""),
+        value["score"],
+        value["prompt_truncated"],
+        statistics,
+        map(tuple, value["warnings"]),
+    )
+    return map(MadeMap, value["source_image"], heat_maps, records)
+
+
+def _regions(text: str) -> tuple[Region, ...]:
+    if text == "[]":
+        return ()
+    return tuple(
+        Region(one["name"], tuple(one["box"]) if one["box"] else None, one["frame"]) for one in json.loads(text)
+    )

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from heatlens.batch.protocols import Explanation, Placed
-from heatlens.cam.engine import CamEngine
+from heatlens.batch.openers import FramePlacer
+from heatlens.batch.protocols import Explanation
+from heatlens.cam.engine import CamEngine, ImageExplanation
+from heatlens.cam.precision import reference_rows
 from heatlens.cam.protocols import PatchGrid
-from heatlens.images.geometry import FrameGeometry
 from heatlens.models.clip import ClipAdapter
 from heatlens.models.devices import resolve_device
 from heatlens.models.loading import load_clip
 
 if TYPE_CHECKING:
     from heatlens.config import Settings
-    from heatlens.images.film import Film
 
 
 def load_model(settings: Settings) -> ClipAdapter:
@@ -46,27 +46,31 @@ def build_engine(model: ClipAdapter, settings: Settings, **changes: Any) -> CamE
 
 
 class ModelExplainer:
-    """Loads what MODEL names and explains with CAM_VERSION. ModelError when either does not work."""
+    """Loads what MODEL names (or takes ``model``) and explains with CAM_VERSION. ModelError when it does not work."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._preprocess = settings.preprocess
-        self._model = load_model(settings)
+    def __init__(self, settings: Settings, model: ClipAdapter | None = None) -> None:
+        self._model = model or load_model(settings)
         self._engine = build_engine(self._model, settings)
+        self.placer = FramePlacer(settings.preprocess, self._model.frame)
+        self.group = reference_rows(str(self._model.device))
 
     @property
     def grid(self) -> PatchGrid:
         """Where the maps' cells lie in the model's frame."""
         return self._engine.grid
 
-    def place(self, film: Film) -> Placed:
-        """The film letterboxed, cropped or squashed into the model's frame."""
-        geometry = FrameGeometry.fit(self._preprocess, source=film.size, frame=self._model.frame)
-        return Placed(geometry, geometry.place(film.pixels))
+    @property
+    def masked_forwards(self) -> int:
+        """Masked images forwarded so far."""
+        return self._engine.masked_forwards
 
-    def explain(self, frame: np.ndarray, prompts: Sequence[str]) -> list[Explanation]:
-        """One explanation per prompt of one image."""
-        targets = [self._model.target(prompt) for prompt in prompts]
-        (found,) = self._engine.explain_full(self._model.prepare([frame]), [targets])
+    def explain(self, frames: Sequence[np.ndarray], prompts: Sequence[Sequence[str]]) -> list[list[Explanation]]:
+        """One explanation per prompt of every image."""
+        targets = [[self._model.target(prompt) for prompt in mine] for mine in prompts]
+        found = self._engine.explain_full(self._model.prepare(frames), targets)
+        return [self._explanations(one, mine) for one, mine in zip(found, prompts, strict=True)]
+
+    def _explanations(self, found: ImageExplanation, prompts: Sequence[str]) -> list[Explanation]:
         return [
             Explanation(
                 map=found.maps[position].numpy(),

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -172,12 +172,22 @@ class Listing:
         return self._names[folder]
 
 
-def sweep(results: Path, listing: Listing) -> int:
-    """Remove what killed processes left half-written, unless another process is alive in the folder."""
-    if len(live_locks(results)) > 1:
-        return 0
-    listing.look_into("", "shards", *(f"shards/{path.name}" for path in (results / "shards").glob("*-of-*")))
-    for path in listing.temporaries:
+def sweep(results: Path, leftovers: Iterable[Path], idle: Container[str]) -> None:
+    """Remove what killed processes left half-written: ``leftovers`` and what lies in ``shards/``.
+
+    Unless another process may be writing just now: one that holds the lock of a shard that is not in ``idle``.
+    """
+    if any(name not in idle for name in live_locks(results)):
+        return
+    folders = [results, results / "shards", *(results / "shards").glob("*-of-*")]
+    for path in (*leftovers, *(path for folder in folders for path in folder.glob(f"{TEMPORARY_PREFIX}*"))):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a temporary file or folder, if it is still there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
         with suppress(FileNotFoundError):
             path.unlink()
-    return len(listing.temporaries)

@@ -8,11 +8,12 @@ one fsync. A line::
      "heat_maps": [{"key": "...", "status": "ok", "output": "files/...png", "score": 21.3,
                     "statistics": {...}, "warnings": [...], "prompt_truncated": false},
                    {"key": "...", "status": "failed", "stage": "decode", "reason": "..."}],
-     "seconds": {"read": 0.1, "explain": 2.0, "write": 0.1}, "peak_rss_mib": 812}
+     "seconds": {"read": 0.1, "explain": 2.0, "write": 0.1}, "peak_rss_mib": 812, "at": 1760000000}
 
-A crash can tear the last line only; it is ignored by readers and cut off before the next append. What is
-finished is the union of all shard folders' ledgers, so the number of shards may change between calls. Within
-one ledger a later line replaces an earlier one; between ledgers ``ok`` beats ``failed``.
+``at`` is when the line was written, in Unix seconds. A crash can tear the last line only; it is ignored by
+readers and cut off before the next append. What is finished is the union of all shard folders' ledgers, so
+the number of shards may change between calls: :mod:`heatlens.batch.finished` says which of several lines
+about one heat map counts.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,13 +56,14 @@ class HeatMapRecord:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One line of the ledger."""
+    """One line of the ledger. ``at`` is 0 until the line is written, which sets it."""
 
     image: str
     heat_maps: tuple[HeatMapRecord, ...]
     image_statistics: Mapping[str, Statistic] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_rss_mib: float = 0.0
+    at: int = 0
 
     @property
     def failed(self) -> bool:
@@ -68,10 +72,14 @@ class ImageRecord:
 
 
 class LedgerWriter:
-    """Appends lines to one ledger; use as a context manager. Only the holder of the shard's lock may."""
+    """Appends lines to one ledger; use as a context manager. Only the holder of the shard's lock may.
+
+    Threads may share a writer: their lines follow one another.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._one_at_a_time = threading.Lock()
 
     def __enter__(self) -> LedgerWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,11 +91,17 @@ class LedgerWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
+        with self._one_at_a_time:
+            self._stream.close()
 
     def append(self, record: ImageRecord) -> None:
         """One durable line. After a failed write (disk full) the torn part is cut again and OSError rises."""
-        line = json.dumps(_to_json(record), separators=(",", ":")).encode("ascii") + b"\n"
+        content = {**_to_json(record), "at": record.at or round(time.time())}
+        line = json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n"
+        with self._one_at_a_time:
+            self._write(line)
+
+    def _write(self, line: bytes) -> None:
         start = self.path.stat().st_size
         try:
             rest = memoryview(line)
@@ -99,54 +113,62 @@ class LedgerWriter:
             raise
 
 
-@dataclass
-class Finished:
-    """All heat maps that some ledger knows, by key, and the run's clocks."""
-
-    records: dict[str, HeatMapRecord] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    peak_rss_mib: float = 0.0
-    unreadable_lines: int = 0
-
-    def get(self, key: str) -> HeatMapRecord | None:
-        """The record of a heat map, None when no ledger has it."""
-        return self.records.get(key)
-
-
 def ledger_paths(results: Path) -> list[Path]:
     """Every shard folder's ledger, in name order."""
     return sorted((results / "shards").glob(f"*-of-*/{LEDGER_NAME}"))
 
 
-def read_finished(results: Path) -> Finished:
-    """Read every ledger of a results folder."""
-    finished = Finished()
-    for path in ledger_paths(results):
-        own: dict[str, HeatMapRecord] = {}
-        for record in read_ledger(path, finished):
-            for heat_map in record.heat_maps:
-                own[heat_map.key] = heat_map
-            for clock, seconds in record.seconds.items():
-                finished.seconds[clock] = finished.seconds.get(clock, 0.0) + seconds
-            finished.peak_rss_mib = max(finished.peak_rss_mib, record.peak_rss_mib)
-        for key, heat_map in own.items():
-            if heat_map.ok or key not in finished.records:
-                finished.records[key] = heat_map
-    return finished
+def read_ledger(path: Path) -> Iterator[ImageRecord]:
+    """The records of one ledger, streamed; damaged lines are passed over."""
+    for content in read_lines(path):
+        if content is not None:
+            yield _from_json(content)
 
 
-def read_ledger(path: Path, finished: Finished | None = None) -> Iterator[ImageRecord]:
-    """The whole lines of one ledger. A last line without its line break is torn and left out."""
+def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The whole lines of one ledger as they are, streamed; None stands for a damaged one.
+
+    Damaged: no JSON or not a record, like the blocks of zeros that a power failure leaves. What such a line
+    recorded is simply made again. A last line without its line break is torn and left out.
+    """
     with path.open("rb") as stream:
         for line in stream:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield _from_json(json.loads(line))
-            except (ValueError, KeyError, TypeError):
-                # Blocks of zeros after a power failure. What they recorded is simply made again.
-                if finished is not None:
-                    finished.unreadable_lines += 1
+                content = json.loads(line)
+                yield content if _is_record(content) else None
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                yield None
+
+
+def _is_record(content: Any) -> bool:
+    """Has it everything that readers need, in the right types? May raise instead of saying no."""
+    return (
+        isinstance(content["image"], str)
+        and isinstance(content.get("image_statistics", {}), dict)
+        and isinstance(content.get("seconds", {}), dict)
+        and isinstance(content.get("peak_rss_mib", 0), (int, float))
+        and isinstance(content.get("at", 0), int)
+        and all(map(_is_heat_map, content["heat_maps"]))
+    )
+
+
+def _is_heat_map(entry: Any) -> bool:
+    if entry["status"] == "ok":
+        return (
+            entry["key"].__class__ is str
+            and entry["output"].__class__ is str
+            and entry["score"].__class__ in _NUMBERS
+            and entry.get("statistics", _NOTHING).__class__ is dict
+            and entry.get("warnings", _NONE).__class__ is list
+        )
+    return entry["key"].__class__ is entry["stage"].__class__ is entry["reason"].__class__ is str
+
+
+_NUMBERS = (float, int, type(None))
+_NOTHING: dict[str, Any] = {}
+_NONE: list[str] = []
 
 
 def _cut_torn_line(path: Path) -> None:
@@ -205,6 +227,7 @@ def _from_json(data: dict[str, Any]) -> ImageRecord:
         image_statistics=shared,
         seconds=data.get("seconds", {}),
         peak_rss_mib=data.get("peak_rss_mib", 0.0),
+        at=data.get("at", 0),
     )
 
 

@@ -5,11 +5,13 @@ Heavy modules are imported inside the methods: a second call of a finished run n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heatlens.batch.protocols import Explainer
+from heatlens.batch.openers import Decoders, FilmReader, start_decoders
+from heatlens.batch.protocols import Explainer, Stage
 from heatlens.errors import ConfigError
 from heatlens.registry import find
 
@@ -39,8 +41,8 @@ class Parts:
             raise ConfigError("IMAGE_ROOT is empty, and the data set does not say where its images are")
         return Path(root)
 
-    def plan(self, reader: Reader, image_root: Path) -> Plan:
-        """What is to be made, in data-set order."""
+    def plan(self, reader: Reader, image_root: Path, folder: Path, digest: str) -> Plan:
+        """What is to be made, kept in ``folder``; ``digest`` is that of the data set's files."""
         from heatlens.questions.plan import make_plan
         from heatlens.questions.select import Selection
 
@@ -55,18 +57,37 @@ class Parts:
         )
         return make_plan(
             reader,
+            folder,
+            data_digest=digest,
             regions=settings.regions,
             prompt_template=settings.prompt_template,
             selection=selection,
             stop_after=settings.stop_after,
         )
 
-    def open_film(self, image_root: Path, image_path: str) -> Film:
-        """The decoded image. ItemError (locate, decode) when it cannot be used."""
-        from heatlens.images.decode import read_film
-        from heatlens.images.locate import locate_image
+    def plan_begun(self, reader: Reader, folder: Path, digest: str) -> bool:
+        """Are the questions in ``folder`` already, read and numbered? Then a plan takes no time."""
+        from heatlens.questions.index import index_digest, open_index
 
-        return read_film(locate_image(image_root, image_path))
+        return open_index(folder, index_digest(reader, digest, self.settings.regions)) is not None
+
+    def film_reader(self, image_root: Path) -> Callable[[str, int | None], Film]:
+        """What decodes an image (canonical path, pixels needed along its longer side): ItemError if it cannot."""
+        return FilmReader(image_root)
+
+    def decoders(self, stage: Stage) -> Decoders:
+        """The processes that open images for ``stage``."""
+        readers, _ = worker_counts(self.settings.num_workers, available_cores(), self._on_gpu())
+        return start_decoders(readers, stage)
+
+    def writers(self) -> int:
+        """Threads that draw, encode and write."""
+        return worker_counts(self.settings.num_workers, available_cores(), self._on_gpu())[1]
+
+    def _on_gpu(self) -> bool:
+        from heatlens.models.devices import resolve_device
+
+        return resolve_device(self.settings.device).startswith("cuda")
 
     def is_there(self, image_root: Path, image_path: str) -> bool:
         """Does the image's file exist now?"""
@@ -101,3 +122,25 @@ class Parts:
         from heatlens.batch.explainer import ModelExplainer
 
         return ModelExplainer(self.settings)
+
+
+def worker_counts(num_workers: int | None, cores: int, gpu: bool) -> tuple[int, int]:
+    """(decoder processes, writer threads) for NUM_WORKERS, by the number of cores where it is empty.
+
+    On a CPU the model takes the cores, and a film is decoded in a hundredth of the time that it is explained in.
+    On a GPU they are free, and writing takes most of them.
+    """
+    if num_workers is not None:
+        return num_workers, max(1, num_workers)
+    if gpu:
+        readers = max(1, cores // 4)
+        return readers, max(2, cores - readers)
+    return (1 if cores <= 4 else 2), max(2, cores)
+
+
+def available_cores() -> int:
+    """Cores that this process may use: what a scheduler left it, not what the machine has."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # only Linux tells
+        return os.cpu_count() or 1

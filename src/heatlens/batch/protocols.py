@@ -1,8 +1,10 @@
 """What the runner asks of a stage and of whatever explains images. Imports nothing heavy.
 
 The runner knows neither colours nor models: a *stage* turns one explanation into files and numbers, an
-*explainer* turns one film and its prompts into explanations. Both are protocols, so that tests pass small
+*explainer* turns films and their prompts into explanations. Both are protocols, so that tests pass small
 fakes and a new stage touches nothing here.
+
+Films are opened in processes of their own (:mod:`heatlens.batch.openers`): stages and placers can be pickled.
 """
 
 from __future__ import annotations
@@ -59,20 +61,44 @@ class Placed:
     frame: np.ndarray
 
 
+class Placer(Protocol):
+    """Puts films into the model's frame. Can be pickled, and needs neither model nor torch."""
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """(width, height) of the model's frame."""
+        ...
+
+    def __call__(self, film: Film) -> Placed:
+        """The film in the model's frame."""
+        ...
+
+
 class Explainer(Protocol):
     """A loaded model with a CAM method."""
+
+    @property
+    def group(self) -> int:
+        """Images per call that the device wants: more only wait for each other."""
+        ...
+
+    @property
+    def placer(self) -> Placer:
+        """How films come into the model's frame."""
+        ...
+
+    @property
+    def masked_forwards(self) -> int:
+        """Masked images forwarded so far, for the run's record of its speed."""
+        ...
 
     @property
     def grid(self) -> PatchGrid:
         """Where the maps' cells lie in the model's frame."""
         ...
 
-    def place(self, film: Film) -> Placed:
-        """The film in the model's frame. Called from the decode thread; must not touch the device."""
-        ...
-
-    def explain(self, frame: np.ndarray, prompts: Sequence[str]) -> list[Explanation]:
-        """One explanation per (distinct) prompt of one image."""
+    def explain(self, frames: Sequence[np.ndarray], prompts: Sequence[Sequence[str]]) -> list[list[Explanation]]:
+        """One explanation per (distinct) prompt of every image; ``prompts`` holds a list per frame."""
         ...
 
     def settings(self) -> Mapping[str, object]:
@@ -101,8 +127,16 @@ class Stage(Protocol):
         """Relative paths of the heat map's files. The first is its main output, named in the manifest."""
         ...
 
+    @property
+    def longest(self) -> int | None:
+        """Pixels of the film that :meth:`open_image` needs along the longer side; None for all."""
+        ...
+
     def open_image(self, film: Film, placed: Placed, grid: PatchGrid) -> Any:
-        """What all heat maps of an image share (body mask, resized film): computed once. Decode thread."""
+        """What all heat maps of an image share (body mask, resized film): computed once, in a decoder process.
+
+        It is sent to this process: small, and nothing that cannot be pickled.
+        """
         ...
 
     def image_statistics(self, view: Any) -> Mapping[str, Statistic]:
@@ -110,7 +144,7 @@ class Stage(Protocol):
         ...
 
     def make(self, view: Any, heat_map: HeatMap, explanation: Explanation) -> StageResult:
-        """The files and numbers of one heat map. ItemError when it cannot be made."""
+        """The files and numbers of one heat map. ItemError when it cannot be made. Called by several threads."""
         ...
 
     def write_index(self, folder: Path, made: Iterator[MadeMap]) -> Sequence[Path]:

@@ -1,4 +1,4 @@
-"""The command that retries a run's failures, as one line to paste into a shell."""
+"""The commands that continue a run and retry its failures, as one line to paste into a shell."""
 
 from __future__ import annotations
 
@@ -23,11 +23,21 @@ def retry_command(settings: Settings) -> str:
     """What to type to make the failed heat maps again, with every setting that was not the .conf's."""
     if host := os.environ.get(HOST_COMMAND):
         return f"RETRY_FAILED=true {host}"
+    # One process for all shards, whatever the .conf says; the same line from every shard.
+    alone = ["--num-shards", "1", "--shard-index", "0"] if settings.config is not None else []
+    return shlex.join([*_words(settings), *alone, "--retry-failed", "true"])
+
+
+def run_command(settings: Settings) -> str:
+    """What to type to continue the run. Which shard is said in the environment, in front of it."""
+    return os.environ.get(HOST_COMMAND) or shlex.join(_words(settings))
+
+
+def _words(settings: Settings) -> list[str]:
     words = [sys.executable or "python3", str(_script())]
     if settings.config is not None:
         words += ["--config", str(settings.config)]
-    words += _overriding_flags(settings)
-    return shlex.join([*words, "--retry-failed", "true"])
+    return words + _overriding_flags(settings)
 
 
 def _script() -> Path:

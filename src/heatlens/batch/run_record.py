@@ -4,7 +4,8 @@ Keys: ``status`` ("complete", "partial" after a stop, "failed" above MAX_FAILURE
 ``stage``, ``counts``, ``timings`` (seconds summed over all finished images, as the ledgers have them, and
 peak memory), ``warnings``, ``announcements``, ``config`` (KEY -> value and origin), ``fingerprint``,
 ``engine``, ``weights``, ``versions``, ``git_commit``, ``files`` (name -> SHA-256 of every table),
-``covers`` (a digest of plan, settings and ledgers: when it still fits, a second call has nothing to do).
+``plan_digest``, ``covers`` (a digest of plan, settings and ledgers: when it still fits, a second call has nothing
+to do).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -20,11 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from heatlens.batch.fingerprint import ENGINE, plain
 from heatlens.batch.ledger import ledger_paths
-from heatlens.batch.merge import Outcome
-from heatlens.cam.protocols import HALVED_PREFIX
 from heatlens.files import atomic_write, digest_file, digest_text
 
 if TYPE_CHECKING:
+    from heatlens.batch.job import Job
     from heatlens.config import Settings
     from heatlens.questions.plan import Plan
 
@@ -41,37 +42,38 @@ _PACKAGES = {
 }
 
 
-def write_run_record(
-    settings: Settings,
-    plan: Plan,
-    outcome: Outcome,
-    *,
-    status: str,
-    exit_code: int,
-    fingerprint: Mapping[str, Any],
-    weights: Mapping[str, Any],
-    tables: Iterable[Path],
-    warnings: Iterable[str],
-    call_seconds: float,
-) -> Path:
+@dataclass(frozen=True)
+class RunRecord:
+    """How a run went: ``counts`` as :mod:`heatlens.batch.merge` has them, ``clocks`` in seconds over all images."""
+
+    status: str
+    exit_code: int
+    counts: Mapping[str, int]
+    tables: Sequence[Path]
+    warnings: Sequence[str]
+    clocks: Mapping[str, float]
+
+
+def write_run_record(job: Job, run: RunRecord, *, call_seconds: float) -> Path:
     """Write ``run.json`` atomically and return its path."""
-    results = settings.results_dir
+    settings, results = job.settings, job.results
     record = {
-        "status": status,
-        "exit_code": exit_code,
+        "status": run.status,
+        "exit_code": run.exit_code,
         "stage": settings.stage,
-        "counts": counts(plan, outcome),
-        "timings": _timings(outcome, call_seconds),
-        "warnings": list(warnings),
+        "counts": dict(run.counts),
+        "timings": {**run.clocks, "last_call_s": round(call_seconds, 3)},
+        "warnings": list(run.warnings),
         "announcements": list(settings.announcements),
         "config": config_with_origins(settings),
-        "fingerprint": plain(dict(fingerprint)),
+        "fingerprint": plain(dict(job.request.fingerprint)),
         "engine": _stored_engine(results),
-        "weights": plain(dict(weights)),
+        "weights": plain(dict(job.request.weights)),
         "versions": versions(),
         "git_commit": git_commit(),
-        "files": {path.name: digest_file(path) for path in tables},
-        "covers": coverage(settings, plan),
+        "files": {path.name: digest_file(path) for path in run.tables},
+        "plan_digest": job.plan.digest,
+        "covers": coverage(settings, job.plan),
     }
     path = results / RUN_RECORD
     atomic_write(path, json.dumps(record, indent=1, ensure_ascii=True) + "\n")
@@ -95,26 +97,6 @@ def coverage(settings: Settings, plan: Plan) -> str:
     """Changes whenever a merge could give something else: plan, settings, ledgers."""
     ledgers = [f"{path.parent.name}:{path.stat().st_size}" for path in ledger_paths(settings.results_dir)]
     return digest_text(plan.digest, json.dumps(config_with_origins(settings), sort_keys=True), *ledgers)
-
-
-def counts(plan: Plan, outcome: Outcome) -> dict[str, int]:
-    """Rows and images asked for; heat maps made, failed and missing."""
-    return {
-        "rows": plan.rows,
-        "bad_rows": len(plan.bad_rows),
-        "images": len(plan.images),
-        "heat_maps": plan.heat_map_count,
-        "made": len(outcome.made),
-        "failed": len(outcome.failures),
-        "missing": sum(outcome.missing.values()),
-        "beyond_this_run": outcome.beyond,
-        "constant_maps": sum(1 for one in outcome.made if one.record.statistics.get("constant")),
-        "halved_batches": sum(
-            1 for one in outcome.made if any(text.startswith(HALVED_PREFIX) for text in one.record.warnings)
-        ),
-        "truncated_prompts": sum(1 for one in outcome.made if one.record.prompt_truncated),
-        "whole_film_masks": sum(1 for one in outcome.made if one.record.statistics.get("whole_film")),
-    }
 
 
 def config_with_origins(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -157,16 +139,6 @@ def git_commit() -> str:
 def _git(root: Path, *words: str) -> str:
     command = ["git", "-C", str(root), *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-
-
-def _timings(outcome: Outcome, call_seconds: float) -> dict[str, float]:
-    clocks = {f"{name}_s": round(value, 3) for name, value in sorted(outcome.finished.seconds.items())}
-    return {
-        **clocks,
-        "total_s": round(sum(outcome.finished.seconds.values()), 3),
-        "last_call_s": round(call_seconds, 3),
-        "peak_rss_mib": round(outcome.finished.peak_rss_mib, 1),
-    }
 
 
 def _stored_engine(results: Path) -> Any:

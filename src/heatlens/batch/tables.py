@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from heatlens.files import atomic_file
 
 MANIFEST = "vqa_manifest.csv"
 MANIFEST_COLUMNS = ("image_path", "question", "answer")
+_SPECIAL = re.compile('[,"\r\n]')
 
 
 def write_manifest(folder: Path, made: Iterator[MadeMap]) -> Path:
@@ -39,7 +41,7 @@ def csv_line(fields: Sequence[str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"' if any(sign in text for sign in ',"\r\n') else text
+    return '"' + text.replace('"', '""') + '"' if _SPECIAL.search(text) else text
 
 
 def valid_text(text: str) -> str:

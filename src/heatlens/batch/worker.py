@@ -1,106 +1,75 @@
-"""One image from its file to its record: read, explain, make, write. Failures become records here."""
+"""What is done with an opened image: explain, make, write. Failures become records here, and only here."""
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heatlens.batch.folder import writing
 from heatlens.batch.ledger import HeatMapRecord, ImageRecord
-from heatlens.batch.protocols import Explainer, Explanation, OutputFile, Placed, Stage, Statistic
+from heatlens.batch.openers import Opened
+from heatlens.batch.protocols import Explainer, Explanation, OutputFile, Stage
 from heatlens.batch.signals import StopSignals
 from heatlens.cam.protocols import ERROR_PREFIX
 from heatlens.errors import HeatlensError, ItemError, SetupError, one_line
 from heatlens.files import atomic_write, safe_relative
 
 if TYPE_CHECKING:
-    from heatlens.images.film import Film
     from heatlens.questions.plan import HeatMap, ImageTask
 
 _DEVICE_ERRORS = ("OutOfMemoryError", "AcceleratorError")
 _DEVICE_TEXTS = ("CUDA error", "CUDA out of memory", "CUBLAS", "cuDNN error", "can't allocate memory")
 
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """An image that was read: what the stage and the model see of it, or why it cannot be used."""
-
-    view: Any = None
-    placed: Placed | None = None
-    statistics: dict[str, Statistic] = field(default_factory=dict)
-    failure: ItemError | None = None
-    seconds: float = 0.0
+# What came of a prompt, by prompt.
+Answers = dict[str, Explanation | ItemError]
 
 
+@dataclass(frozen=True)
 class ImageWorker:
-    """Makes all heat maps of one image. ``open_film`` turns a canonical image path into a Film."""
+    """Explains groups of images and makes single heat maps. ``results`` is the folder for the files."""
 
-    def __init__(
-        self,
-        stage: Stage,
-        explainer: Explainer,
-        open_film: Callable[[str], Film],
-        results: Path,
-        stop: StopSignals,
-    ) -> None:
-        self._stage = stage
-        self._explainer = explainer
-        self._open_film = open_film
-        self._results = results
-        self._stop = stop
+    stage: Stage
+    explainer: Explainer
+    results: Path
+    stop: StopSignals
 
-    def open(self, task: ImageTask) -> Opened:
-        """Find, decode and place the image. Runs in the decode thread; never raises for a bad image."""
-        start = time.monotonic()
-        step = "decode"
+    def explain(self, group: Sequence[tuple[ImageTask, Opened]]) -> list[Answers]:
+        """An explanation or a failure per prompt, for every image of ``group``; equal prompts share one.
+
+        When all images together fail, each is tried alone, and when an image fails, each of its prompts. A stop
+        signal raises StoppedEarly at once.
+        """
+        prompts = [list(dict.fromkeys(heat_map.prompt for heat_map in task.heat_maps)) for task, _ in group]
+        return self._explain([opened for _, opened in group], prompts)
+
+    def _explain(self, images: Sequence[Opened], prompts: Sequence[Sequence[str]]) -> list[Answers]:
+        frames = [one.placed.frame for one in images if one.placed is not None]
         try:
-            film = self._open_film(task.image_path)
-            placed = self._explainer.place(film)
-            step = "render"
-            view = self._stage.open_image(film, placed, self._explainer.grid)
-            statistics = dict(self._stage.image_statistics(view))
-            return Opened(view, placed, statistics, seconds=time.monotonic() - start)
-        except ItemError as error:
-            return Opened(failure=error, seconds=time.monotonic() - start)
-        except HeatlensError:
-            raise
-        except Exception as error:  # decoders raise whatever they like on damaged files
-            return Opened(failure=ItemError(step, one_line(error)), seconds=time.monotonic() - start)
-
-    def finish(self, task: ImageTask, opened: Opened) -> ImageRecord:
-        """Explain and write; the image's record. All files of an ``ok`` record are durable."""
-        if opened.failure is not None:
-            return _all_failed(task, opened.failure, {"read": opened.seconds})
-        start = time.monotonic()
-        answers = self._explain(opened, list(dict.fromkeys(heat_map.prompt for heat_map in task.heat_maps)))
-        explained = time.monotonic()
-        records = tuple(self._make(opened.view, one, answers[one.prompt]) for one in task.heat_maps)
-        write = time.monotonic() - explained
-        seconds = {"read": opened.seconds, "explain": explained - start, "write": write}
-        return ImageRecord(task.image_path, records, opened.statistics, seconds, peak_rss_mib())
-
-    def _explain(self, opened: Opened, prompts: Sequence[str]) -> dict[str, Explanation | ItemError]:
-        """An explanation or a failure per prompt. When all together fail, each is tried alone."""
-        assert opened.placed is not None
-        try:
-            with self._stop.interruptible():
-                return dict(zip(prompts, self._explainer.explain(opened.placed.frame, prompts), strict=True))
+            with self.stop.interruptible():
+                found = self.explainer.explain(frames, prompts)
+                return [dict(zip(mine, maps, strict=True)) for mine, maps in zip(prompts, found, strict=True)]
         except Exception as error:
-            failure = _explain_failure(error)
-        if len(prompts) == 1:
-            return {prompts[0]: failure}
-        return {prompt: self._explain(opened, [prompt])[prompt] for prompt in prompts}
+            failure = explain_failure(error)
+        if len(images) > 1:
+            return [self._explain([one], [mine])[0] for one, mine in zip(images, prompts, strict=True)]
+        (mine,) = prompts
+        if len(mine) == 1:
+            return [{mine[0]: failure}]
+        alone: Answers = {}
+        for prompt in mine:
+            alone.update(self._explain(images, [[prompt]])[0])
+        return [alone]
 
-    def _make(self, view: Any, heat_map: HeatMap, answer: Explanation | ItemError) -> HeatMapRecord:
+    def make(self, view: Any, heat_map: HeatMap, answer: Explanation | ItemError) -> HeatMapRecord:
+        """Make and write one heat map; all files of an ``ok`` record are durable. Called by several threads."""
         try:
             if isinstance(answer, ItemError):
                 raise answer
             refuse_broken_map(answer)
-            result = self._stage.make(view, heat_map, answer)
+            result = self.stage.make(view, heat_map, answer)
             self._write(result.files)
         except ItemError as error:
             return _failed(heat_map, error)
@@ -122,10 +91,16 @@ class ImageWorker:
         for one in files:
             relative = safe_relative(one.path)
             try:
-                with writing(self._results):
-                    atomic_write(self._results / relative, one.data)
+                with writing(self.results):
+                    atomic_write(self.results / relative, one.data)
             except OSError as error:
                 raise ItemError("write", one_line(error)) from None
+
+
+def all_failed(task: ImageTask, error: ItemError, seconds: dict[str, float]) -> ImageRecord:
+    """The record of an image that could not be opened."""
+    records = tuple(_failed(heat_map, error) for heat_map in task.heat_maps)
+    return ImageRecord(task.image_path, records, {}, seconds, peak_rss_mib())
 
 
 def refuse_broken_map(answer: Explanation) -> None:
@@ -135,17 +110,7 @@ def refuse_broken_map(answer: Explanation) -> None:
             raise ItemError("explain", text.removeprefix(ERROR_PREFIX))
 
 
-def peak_rss_mib() -> float:
-    """The process's largest resident memory so far, in MiB (0 where the system does not tell)."""
-    try:
-        import resource
-    except ImportError:
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-def _explain_failure(error: BaseException) -> ItemError:
+def explain_failure(error: Exception) -> ItemError:
     """What failed for this image alone; errors of the device or the model's set-up end the run."""
     if isinstance(error, ItemError):
         return error
@@ -160,10 +125,15 @@ def _explain_failure(error: BaseException) -> ItemError:
     return ItemError("explain", text)
 
 
+def peak_rss_mib() -> float:
+    """The process's largest resident memory so far, in MiB (0 where the system does not tell)."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
 def _failed(heat_map: HeatMap, error: ItemError) -> HeatMapRecord:
     return HeatMapRecord(heat_map.key, "failed", stage=error.stage, reason=error.reason)
-
-
-def _all_failed(task: ImageTask, error: ItemError, seconds: dict[str, float]) -> ImageRecord:
-    records = tuple(_failed(heat_map, error) for heat_map in task.heat_maps)
-    return ImageRecord(task.image_path, records, {}, seconds, peak_rss_mib())

@@ -19,9 +19,9 @@ class HalfWeights:
     """Inside the block the image tower's matrices are half-precision copies; outside they are its own again.
 
     Autocast keeps no copies of frozen weights: it casts every one of them in every forward, which shows in forwards
-    of few rows (docs/performance.md). The results are bit for bit those of autocast alone (but for nn.MultiheadAttention's
-    fast path on a CPU, which autocast does not reach). The copies live as long as the block, so that weights may
-    change in between, as they do while a model trains; for fp32 nothing happens.
+    of few rows (docs/performance.md). The results are bit for bit those of autocast alone, but for the fast path of
+    nn.MultiheadAttention on a CPU, which autocast does not reach. The copies live as long as the block, so that
+    weights may change in between, as they do while a model trains; for fp32 nothing happens.
     """
 
     def __init__(self, model: ModelAdapter, precision: str) -> None:

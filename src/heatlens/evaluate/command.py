@@ -165,35 +165,38 @@ def check(settings: Settings, options: Options) -> dict[str, Any]:
 
 def gather(settings: Settings, options: Options, model: ClipAdapter) -> list[Case]:
     """The first images with two different prompts, opened and placed as a run does it; the others are named."""
+    from heatlens.batch.fingerprint import data_digest
     from heatlens.batch.parts import Parts
+    from heatlens.batch.planning import passing_plan
     from heatlens.images.geometry import FrameGeometry
 
     parts = Parts(settings.model_copy(update={"stop_after": ROWS}))
     reader = parts.reader()
     root = parts.image_root(reader)
-    plan = parts.plan(reader, root)
+    read = parts.film_reader(root)
     cases: list[Case] = []
     skipped: list[str] = []
-    for task in plan.images:
-        if len(cases) == options.images:
-            break
-        prompts = _different_prompts(task, options.prompts, model)
-        if len(prompts) < 2:
-            skipped.append(f"{task.image_path}: no two prompts that the model can tell apart")
-            continue
-        try:
-            film = parts.open_film(root, task.image_path)
-        except ItemError as error:
-            skipped.append(f"{task.image_path}: {error.reason}")
-            continue
-        geometry = FrameGeometry.fit(settings.preprocess, source=film.size, frame=model.frame)
-        cases.append(Case(task.image_path, prompts, geometry.place(film.pixels)))
+    with passing_plan(parts, reader, root, data_digest(reader.files())) as plan:
+        for task in plan.images():
+            if len(cases) == options.images:
+                break
+            prompts = _different_prompts(task, options.prompts, model)
+            if len(prompts) < 2:
+                skipped.append(f"{task.image_path}: no two prompts that the model can tell apart")
+                continue
+            try:
+                film = read(task.image_path, None)
+            except ItemError as error:
+                skipped.append(f"{task.image_path}: {error.reason}")
+                continue
+            geometry = FrameGeometry.fit(settings.preprocess, source=film.size, frame=model.frame)
+            cases.append(Case(task.image_path, prompts, geometry.place(film.pixels)))
     if skipped:
         more = f" (and {len(skipped) - 3} more)" if len(skipped) > 3 else ""
         print(f"skipped: {'; '.join(skipped[:3])}{more}", file=sys.stderr)
     if not cases:
         raise DataSetError(
-            f"none of the {len(plan.images)} images of the first {plan.rows} selected rows of "
+            f"none of the {plan.image_count} images of the first {plan.rows} selected rows of "
             f"{settings.dataset_path} can be opened and has two different prompts"
         )
     if len(cases) < options.images:

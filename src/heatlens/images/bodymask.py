@@ -10,14 +10,11 @@ removed before the threshold.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_fill_holes
-from skimage.filters import threshold_otsu
-from skimage.measure import label
-from skimage.segmentation import clear_border
 
 WORK_SIDE = 512
 OPENING_RADIUS = 6
@@ -28,11 +25,31 @@ CENTRE_BODY = 0.99
 
 @dataclass(frozen=True)
 class BodyMask:
-    """``mask`` bool (H, W), True on the body. ``whole_film``: no body was cut out, for the ``reason`` given."""
+    """``small`` bool (h, w), True on the body, of a film of ``size`` (width, height).
 
-    mask: NDArray[np.bool_]
+    ``whole_film``: no body was cut out, for the ``reason`` given.
+    """
+
+    small: NDArray[np.bool_]
+    size: tuple[int, int]
     whole_film: bool
     reason: str = ""
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """At the film's own size, (H, W)."""
+        return self.at(self.size)
+
+    @property
+    def fraction(self) -> float:
+        """The body's share of the film."""
+        return float(self.small.mean())
+
+    def at(self, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """At ``size`` (width, height): what is nearer to body than to background, between the small pixels' centres."""
+        if self.small.all():
+            return np.ones((size[1], size[0]), dtype=bool)
+        return cv2.resize(self.small.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) >= 0.5
 
 
 def body_mask(pixels: NDArray[np.uint8]) -> BodyMask:
@@ -43,15 +60,14 @@ def body_mask(pixels: NDArray[np.uint8]) -> BodyMask:
     scale, an odd view), and the whole film is kept with the reason on record.
     """
     small = _small_grey(pixels)
+    size = pixels.shape[1], pixels.shape[0]
     if int(small.min()) == int(small.max()):
-        return _whole(pixels, "the film is blank")
+        return _whole(size, "the film is blank")
     body = _body(small)
     share = float(_centre(body).mean())
     if share < CENTRE_BODY:
-        return _whole(pixels, f"only {100 * share:.1f}% of the film's middle would be body")
-    height, width = pixels.shape[:2]
-    full = cv2.resize(body.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    return BodyMask(full >= 0.5, whole_film=False)
+        return _whole(size, f"only {100 * share:.1f}% of the film's middle would be body")
+    return BodyMask(body, size, whole_film=False)
 
 
 def _body(small: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -62,23 +78,43 @@ def _body(small: NDArray[np.uint8]) -> NDArray[np.bool_]:
     # The edge goes on outside: a dark strip along it, thinner than the disk, is background all the same.
     padded = np.pad(dark, radius, mode="edge").astype(np.uint8)
     opened = cv2.morphologyEx(padded, cv2.MORPH_OPEN, _disk(radius))[radius:-radius, radius:-radius].astype(bool)
-    background = opened & ~clear_border(opened)
-    parts = label(~background, connectivity=1)
-    if not parts.any():
+    count, parts, numbers, _ = _parts(~_at_the_border(opened, connectivity=8), connectivity=4)
+    if count == 1:
         return np.zeros_like(dark)
-    largest = int(np.bincount(parts[parts > 0]).argmax())
-    filled: NDArray[np.bool_] = binary_fill_holes(parts == largest)
-    return filled
+    largest = 1 + int(numbers[1:, cv2.CC_STAT_AREA].argmax())
+    # With its holes filled: all that is not around it.
+    return ~_at_the_border(parts != largest, connectivity=4)
+
+
+def _at_the_border(mask: NDArray[np.bool_], connectivity: int) -> NDArray[np.bool_]:
+    """Those parts of ``mask`` (h, w) that touch its border."""
+    count, parts, _, _ = _parts(mask, connectivity)
+    touching = np.zeros(count, dtype=bool)
+    for edge in (parts[0], parts[-1], parts[:, 0], parts[:, -1]):
+        touching[edge] = True
+    touching[0] = False
+    return touching[parts]
+
+
+def _parts(mask: NDArray[np.bool_], connectivity: int) -> tuple[int, NDArray[np.int32], NDArray[np.int32], Any]:
+    """OpenCV's connected components: their count with the background (0), labels (h, w), numbers, centres."""
+    found = cv2.connectedComponentsWithStats(np.ascontiguousarray(mask).view(np.uint8), connectivity=connectivity)
+    return cast("tuple[int, NDArray[np.int32], NDArray[np.int32], Any]", found)
 
 
 def _otsu(small: NDArray[np.uint8]) -> float:
-    """Otsu's threshold, in the middle of the gap where several thresholds split the levels alike.
-
-    scikit-image returns the lowest of them; on a clean film half of that lies within the noise of the air.
-    """
-    low = int(threshold_otsu(small))
-    above = small[small > low]
-    return (low + int(above.min())) / 2 if above.size else float(low)
+    """Otsu's threshold, in the middle of the gap where several thresholds split the levels alike."""
+    levels = np.arange(256)
+    counts = np.bincount(small.ravel(), minlength=256)
+    below, sums = np.cumsum(counts), np.cumsum(counts * levels)
+    above = below[-1] - below
+    with np.errstate(invalid="ignore"):
+        # Weights in single precision: near ties are then decided as scikit-image decides them.
+        weights = below.astype(np.float32) * above.astype(np.float32)
+        between = weights * (sums / below - (sums[-1] - sums) / above) ** 2
+    low = int(np.nanargmax(between))
+    # The lowest of equals: on a clean film half of that lies within the noise of the air.
+    return (low + int(levels[(levels > low) & (counts > 0)].min())) / 2
 
 
 def _disk(radius: int) -> NDArray[np.uint8]:
@@ -101,5 +137,5 @@ def _centre(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return mask[top : max(height - top, top + 1), left : max(width - left, left + 1)]
 
 
-def _whole(pixels: NDArray[np.uint8], reason: str) -> BodyMask:
-    return BodyMask(np.ones(pixels.shape[:2], dtype=bool), whole_film=True, reason=reason)
+def _whole(size: tuple[int, int], reason: str) -> BodyMask:
+    return BodyMask(np.ones((1, 1), dtype=bool), size, whole_film=True, reason=reason)

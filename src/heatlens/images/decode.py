@@ -32,6 +32,8 @@ warnings.filterwarnings("ignore", module=r"PIL\..*ImagePlugin")
 
 Array = npt.NDArray[Any]
 
+_SCALES = (8, 4, 2)  # what every libjpeg can leave out, coarsest first
+
 _READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "jpeg": JpegImagePlugin.JpegImageFile,
     "png": PngImagePlugin.PngImageFile,
@@ -53,11 +55,14 @@ _TURNS: dict[int, Callable[[Array], Array]] = {
 }  # EXIF orientation -> the turn that sets the picture upright
 
 
-def read_film(path: Path) -> Film:
+def read_film(path: Path, longest: int | None = None) -> Film:
     """Decode ``path`` (JPEG, PNG, DICOM, BMP, TIFF, WebP; by content, not by name).
 
     The grey levels of an 8-bit grey file arrive as they are. Deeper files are scaled by the smallest
     2^bits - 1 that holds their maximum, never stretched; DICOM goes through its own grey-scale pipeline.
+
+    ``longest``: whoever asks needs no more pixels than this along the longer side. A JPEG is then decoded at the
+    smallest scale of 1/8, 1/4 and 1/2 that has as many, where it has; ``Film.size`` is the file's all the same.
     Raises ItemError (stage ``decode``) with one line on what is wrong.
     """
     data = _read_bytes(path)
@@ -69,7 +74,7 @@ def read_film(path: Path) -> Film:
             from heatlens.images.dicom import read_dicom  # pydicom takes a third of a second to import
 
             return read_dicom(data)
-        return _read_picture(data, kind)
+        return _read_picture(data, kind, longest)
     except ItemError as error:
         raise ItemError("decode", f"{path.name}: {error.reason}") from None
     except MemoryError:
@@ -92,11 +97,12 @@ def _read_bytes(path: Path) -> bytes:
         raise ItemError("decode", f"{path.name} cannot be read: {error.strerror or error}") from None
 
 
-def _read_picture(data: bytes, kind: str) -> Film:
+def _read_picture(data: bytes, kind: str, longest: int | None) -> Film:
     with _READERS[kind](io.BytesIO(data)) as image:
         check_size(*image.size)
         if kind in _WHOLE:
             _WHOLE[kind](data)
+        source = _draft(image, longest)
         orientation = _orientation(image)
         frames = getattr(image, "n_frames", 1)
         image.load()
@@ -105,10 +111,27 @@ def _read_picture(data: bytes, kind: str) -> Film:
     if orientation in _TURNS:
         # Pillow has turned TIFF files itself.
         pixels = pixels if kind == "tiff" else np.ascontiguousarray(_TURNS[orientation](pixels))
+        if source is not None and orientation >= 5:
+            source = source[1], source[0]
         notes.append(f"turned upright (EXIF orientation {orientation})")
     if pixels.ndim == 3:
         pixels = grey_if_equal(pixels)
-    return Film(pixels, kind, bits, tuple(notes))
+    return Film(pixels, kind, bits, tuple(notes), source)
+
+
+def _draft(image: ImageFile.ImageFile, longest: int | None) -> tuple[int, int] | None:
+    """Have a JPEG decoded at a smaller scale if that leaves ``longest`` pixels; its own size, None if it stays.
+
+    One pixel is the mean over a square of 2, 4 or 8 a side; the last one of a row or column may stand for less.
+    """
+    if longest is None or not isinstance(image, JpegImagePlugin.JpegImageFile):
+        return None
+    width, height = image.size
+    for scale in _SCALES:
+        if -(-max(width, height) // scale) >= longest:
+            image.draft(None, (width // scale, height // scale))
+            return (width, height) if image.size != (width, height) else None
+    return None
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
@@ -130,7 +153,7 @@ def _pixels(image: ImageFile.ImageFile, data: bytes, notes: list[str]) -> tuple[
             notes.append("transparent parts composited on black")
         return _on_black(rgba[..., :3], rgba[..., 3], 255).astype(np.uint8), 8
     if image.mode in ("1", "L"):
-        return np.array(image.convert("L")), 8
+        return np.array(image if image.mode == "L" else image.convert("L")), 8
     return np.array(image.convert("RGB")), 8
 
 

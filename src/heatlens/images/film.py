@@ -21,21 +21,24 @@ Pixels = npt.NDArray[np.uint8]
 class Film:
     """A decoded image.
 
-    ``pixels`` is uint8, (H, W) for grey and (H, W, 3) RGB for colour. ``format`` is what the file's content is
+    ``pixels`` is uint8, (H, W) for grey and (H, W, 3) RGB for colour: the whole film, in fewer pixels where it was
+    decoded at a smaller scale. ``size`` stays the film's own. ``format`` is what the file's content is
     (``jpeg``, ``png``, ``bmp``, ``tiff``, ``webp``, ``dicom``), whatever its name says. ``bits`` is the depth
     of the grey scale in the file: 8, or that of a deeper file's values (a 12-bit film in a 16-bit file has 12).
     ``notes`` says in words what decoding changed (scaled, inverted, turned, composited, first frame of many).
+    ``source`` is the (width, height) of the file where ``pixels`` are fewer, else None.
     """
 
     pixels: Pixels
     format: str
     bits: int
     notes: tuple[str, ...] = ()
+    source: tuple[int, int] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) in pixels."""
-        return self.pixels.shape[1], self.pixels.shape[0]
+        """(width, height) of the film as it is in the file, upright; ``pixels`` may be fewer."""
+        return self.source or (self.pixels.shape[1], self.pixels.shape[0])
 
 
 def check_size(width: int, height: int) -> None:

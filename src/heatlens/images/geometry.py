@@ -8,8 +8,10 @@ corners instead would shift a 14 x 14 map by 7.5 of 224 pixels at the edges.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -19,6 +21,9 @@ from heatlens.errors import ConfigError
 
 MODES = ("letterbox", "crop", "squash")
 GEMEX_FRAME = 224
+
+_PRODUCT = 2**15
+"""elements of a band of a map: float64, it stays in the processor's cache"""
 
 Points = NDArray[np.float64]
 Size = tuple[int, int]
@@ -60,16 +65,23 @@ class FrameGeometry:
         raise ConfigError(f"PREPROCESS={mode!r}: allowed are {', '.join(MODES)}")
 
     def place(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Source pixels (H, W) or (H, W, 3) -> the model's frame, uint8 (h, w, 3).
+        """The film's pixels (H, W) or (H, W, 3), all of them or scaled down -> the model's frame, uint8 (h, w, 3).
 
         Pillow's antialiased bicubic, as CLIP's own preprocessing; black padding.
         """
-        if pixels.shape[:2] != (self.source[1], self.source[0]):
+        if not self._shows(pixels.shape[1], pixels.shape[0]):
             raise ValueError(f"pixels are {pixels.shape[1]}x{pixels.shape[0]}, the geometry is for {self.source}")
         scaled = Image.fromarray(pixels).resize(self.content, Image.Resampling.BICUBIC)
         canvas = Image.new("RGB", self.frame)
         canvas.paste(scaled.convert("RGB"), self.corner)
         return np.asarray(canvas)
+
+    def _shows(self, width: int, height: int) -> bool:
+        """Is this the source's shape, at its own size or at a smaller one rounded up to whole pixels?"""
+        scale = max(self.source) / max(width, height)
+        return scale >= 1 and all(
+            abs(own / scale - got) < 1 for own, got in zip(self.source, (width, height), strict=True)
+        )
 
     def source_to_frame(self, points: Points) -> Points:
         """Points (N, 2) as (x, y): source coordinates -> frame coordinates."""
@@ -94,30 +106,54 @@ class FrameGeometry:
         """
         if values.shape != (grid.rows, grid.cols):
             raise ValueError(f"the map is {values.shape}, its grid {grid.rows}x{grid.cols}")
-        across, seen_x = self._axis(0, output[0], grid.cols, grid.stride[1], grid.offset[1])
-        down, seen_y = self._axis(1, output[1], grid.rows, grid.stride[0], grid.offset[0])
-        full = down @ values.astype(np.float64) @ across.T
+        low, share, seen_x = self._axis(0, output[0], grid.cols, grid.stride[1], grid.offset[1])
+        wide = _interpolated(values.astype(np.float64), low, share)
+        low, share, seen_y = self._axis(1, output[1], grid.rows, grid.stride[0], grid.offset[0])
+        full = _rows_between(wide, low, share)
         seen = seen_y[:, None] & seen_x[None, :]
-        return np.where(seen, full, 0.0).astype(np.float32), seen
+        if not seen.all():
+            full[~seen] = 0.0
+        return full, seen
 
     def _axis(
         self, axis: int, pixels: int, cells: int, stride: float, offset: float
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Interpolation weights (pixels, cells) along one axis, and which output pixels the frame shows."""
+    ) -> tuple[NDArray[np.intp], Points, NDArray[np.bool_]]:
+        """Along one axis, per output pixel: the cell before it, the share of the next one, and does the frame show
+        it?"""
         centres = (np.arange(pixels) + 0.5) * self.source[axis] / pixels
         in_frame = centres * self._scale[axis] + self.corner[axis]
         cell = np.clip((in_frame - offset) / stride - 0.5, 0, cells - 1)
         low = np.minimum(np.floor(cell).astype(np.intp), max(cells - 2, 0))
-        share = cell - low
-        weights = np.zeros((pixels, cells))
-        rows = np.arange(pixels)
-        weights[rows, low] = 1 - share
-        weights[rows, np.minimum(low + 1, cells - 1)] += share
-        return weights, (in_frame >= 0) & (in_frame <= self.frame[axis])
+        return low, cell - low, (in_frame >= 0) & (in_frame <= self.frame[axis])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the record."""
         return asdict(self)
+
+
+def _interpolated(values: Points, low: NDArray[np.intp], share: Points) -> Points:
+    """Between the columns of ``values`` (rows, cols): (rows, pixels)."""
+    high = np.minimum(low + 1, values.shape[1] - 1)
+    return values[:, low] * (1 - share) + values[:, high] * share
+
+
+def _rows_between(wide: Points, low: NDArray[np.intp], share: Points) -> NDArray[np.float32]:
+    """Between the rows of ``wide`` (cells, w): (pixels, w).
+
+    As products of two columns with two rows, and small ones: from 2**18 multiplications on OpenCV's (OpenBLAS's) would
+    wake threads of its own, which then spin for longer than a picture takes.
+    """
+    nothing = np.zeros((0, 0))
+    full = np.empty((len(low), wide.shape[1]), dtype=np.float32)
+    shares = np.stack([1 - share, share], axis=1)
+    band = max(1, _PRODUCT // wide.shape[1])
+    edges = np.searchsorted(low, np.arange(len(wide) + 1))
+    for cell, (first, last) in enumerate(pairwise(edges.tolist())):
+        pair = wide[[cell, min(cell + 1, len(wide) - 1)]]
+        for top in range(first, last, band):
+            rows = slice(top, min(top + band, last))
+            full[rows] = cv2.gemm(shares[rows], pair, 1.0, nothing, 0.0)
+    return full
 
 
 def _scaled(length: int, scale: float, most: int) -> int:

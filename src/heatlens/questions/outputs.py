@@ -42,17 +42,24 @@ def output_bases(images: Iterable[str]) -> dict[str, str]:
     Mirrors the image's path without its suffix. Images with the same stem in one folder all keep their
     suffix; names that still differ in case only get "~" and a digest of the path.
     """
+    return bases_and_clashes(images)[0]
+
+
+def bases_and_clashes(images: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """:func:`output_bases`, and the images whose base is longer because of other images."""
     known = list(images)
     levels: dict[str, int] = {}
     while True:
+        bases: dict[str, str] = {}
         owners: dict[str, str] = {}
         clashing: set[str] = set()
         for image in known:
-            other = owners.setdefault(_folded(_base(image, levels.get(image, 0))), image)
+            base = bases[image] = _base(image, levels.get(image, 0))
+            other = owners.setdefault(_folded(base), image)
             if other != image:
                 clashing.update((image, other))
         if not clashing:
-            return {image: _base(image, levels.get(image, 0)) for image in known}
+            return bases, [image for image in bases if image in levels]
         for image in clashing:
             levels[image] = levels.get(image, 0) + 1
 
@@ -70,7 +77,7 @@ def _base(image: str, level: int) -> str:
 
 def _folder(name: str, depth: int) -> str:
     """A folder's name; one that a run's own file or a picture could bear gets an underscore behind it."""
-    if (depth == 0 and name.casefold() in RESERVED) or _PICTURE.search(name):
+    if (depth == 0 and name.casefold() in RESERVED) or ("_" in name and _PICTURE.search(name)):
         return name + "_"
     return f"_{name}" if name.startswith(TEMPORARY_PREFIX) else name
 
@@ -81,6 +88,8 @@ def _folded(base: str) -> str:
 
 def name_fault(output: str) -> str:
     """Why a file system would refuse ``output`` (relative, without suffix), or ""."""
+    if output.isascii() and len(output) + len(LONGEST_SUFFIX) <= MAX_COMPONENT:
+        return ""
     longest = max(PurePosixPath(output + LONGEST_SUFFIX).parts, key=lambda part: len(part.encode()))
     if len(longest.encode()) > MAX_COMPONENT:
         size = len(longest.encode())

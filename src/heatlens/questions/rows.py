@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 with x1 < x2 and y1 < y2; the unit is that of the region's frame."""
@@ -21,8 +20,7 @@ CONTENT_TYPES = ("disease", "abnormality", "finding", "size", "location", "sever
 """GEMeX's own content types; a table may bring others."""
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(NamedTuple):
     """One region that a row points at.
 
     ``name`` may be empty (GEMeX's training format has boxes only); ``box`` is None where the data has none or
@@ -35,8 +33,7 @@ class Region:
     frame: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class QuestionRow:
+class QuestionRow(NamedTuple):
     """One question about one image, as the data set states it. Report text is never part of it.
 
     ``number`` counts from 0 over the whole data set. ``source`` is "file:line". ``image_path`` is raw, not to
@@ -112,10 +109,13 @@ def question_type_by_shape(answer: Any, choices: tuple[str, ...]) -> str:
     return "closed_ended" if word in ("yes", "no") else "open_ended"
 
 
+_as_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
+
+
 def answer_text(value: Any) -> str:
     """An answer as text: a string verbatim, nothing as "", anything else as JSON (``["A", "B"]``, ``3``)."""
     if value is None:
         return ""
     if isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return _as_json(value)

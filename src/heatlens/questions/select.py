@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import heapq
-import logging
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from heatlens.errors import ConfigError
 from heatlens.questions.mimic import TABLES, ImageTable, find_table
-from heatlens.questions.rows import CONTENT_TYPES, QUESTION_TYPES, QuestionRow, question_type_named
+from heatlens.questions.rows import CONTENT_TYPES, QUESTION_TYPES, question_type_named
 from heatlens.registry import nearest_hint
 
-_log = logging.getLogger(__name__)
-T = TypeVar("T")
+Rows = npt.NDArray[np.int64]
+"""Numbers of rows."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,19 @@ class Selection:
         return {item.strip().casefold() for item in text.split(",") if item.strip()}
 
 
+class RowFacts(NamedTuple):
+    """What a selection looks at. ``image``: the canonical path, None if the row has no usable one."""
+
+    question_type: str
+    content_type: str
+    split: str
+    view: str
+    image: str | None
+    broken: bool
+
+
 class RowFilter:
-    """One pass over a data set with a selection; remembers what it met, for the error texts."""
+    """One pass over a data set in its own order; remembers what it met, for the error texts."""
 
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
@@ -74,21 +86,32 @@ class RowFilter:
             if (wanted := selection.items(text))
         ]
 
-    def keeps(self, row: QuestionRow, image: str | None) -> bool:
-        """Whether a row is selected. ``image`` is its canonical path, None if it has no usable one."""
-        if not self._keeps_type(row):
-            return False
-        return all(facet.keeps(row, image) for facet in self._facets)
+    def __bool__(self) -> bool:
+        """Whether there is anything to ask of the rows."""
+        return bool(self._types or self._contents or self._facets)
 
-    def _keeps_type(self, row: QuestionRow) -> bool:
+    def keeps(self, row: RowFacts) -> bool:
+        """Whether a row is selected."""
+        return self.keeps_type(row) and self.keeps_facets(row)
+
+    @property
+    def asks_images(self) -> bool:
+        """Whether SPLIT or VIEW are set."""
+        return bool(self._facets)
+
+    def keeps_facets(self, row: RowFacts) -> bool:
+        """Whether a row fits SPLIT and VIEW."""
+        return all(facet.keeps(row) for facet in self._facets)
+
+    def keeps_type(self, row: RowFacts) -> bool:
+        """Whether a row fits QUESTION_TYPES; its image does not matter."""
         if self._contents:
             self._met_contents.setdefault(row.content_type)
-        unknown_fits = bool(row.error)
         for wanted, value in (
             (self._types, row.question_type),
             (self._contents, row.content_type.casefold()),
         ):
-            if wanted and value not in wanted and not (unknown_fits and not value):
+            if wanted and value not in wanted and not (row.broken and not value):
                 return False
         return True
 
@@ -98,8 +121,6 @@ class RowFilter:
         for name in sorted(self._contents - set(CONTENT_TYPES) - {value.casefold() for value in met}):
             known = list(dict.fromkeys([*QUESTION_TYPES, *CONTENT_TYPES, *met]))
             raise ConfigError(f"QUESTION_TYPES: unknown type {name!r}; {nearest_hint(name, known[:60])}")
-        for facet in self._facets:
-            facet.report()
         if seen and not kept:
             chosen = self._selection
             keys = {"SPLIT": chosen.split, "VIEW": chosen.view, "QUESTION_TYPES": chosen.question_types}
@@ -109,26 +130,29 @@ class RowFilter:
                 f"the selection fits none of the {seen} rows: {'; '.join(texts) or f'SAMPLE={chosen.sample}'}"
             )
 
+    def warnings(self) -> list[str]:
+        """How many rows were left out because nothing is known about them."""
+        return [text for facet in self._facets if (text := facet.warning())]
+
 
 class _Facet:
     """SPLIT or VIEW: a row's own column if it has a value there, else MIMIC-CXR's table."""
 
     def __init__(
-        self, key: str, wanted: set[str], own: Callable[[QuestionRow], str], image_root: Path | None
+        self, key: str, wanted: set[str], own: Callable[[RowFacts], str], image_root: Path | None
     ) -> None:  # fmt: skip
         self._key, self._wanted, self._own, self._root = key, wanted, own, image_root
         self._table: ImageTable | None = None
         self._met: dict[str, None] = {}
         self._silent = 0
 
-    def keeps(self, row: QuestionRow, image: str | None) -> bool:
-        broken = bool(row.error) or image is None
+    def keeps(self, row: RowFacts) -> bool:
         value: str | None = self._own(row)
-        if not value and image is not None:
-            value = self._of_table(image, has_own_column=bool(self._met))
+        if not value and row.image is not None:
+            value = self._of_table(row.image, has_own_column=bool(self._met))
         if not value:
-            self._silent += not broken
-            return broken
+            self._silent += not row.broken
+            return row.broken
         if self._table is None:
             self._met.setdefault(value)
         return value.casefold() in self._wanted
@@ -140,10 +164,11 @@ class _Facet:
             self._table = ImageTable.read(find_table(self._key, self._root), TABLES[self._key][1])
         return self._table.of_image(image)
 
-    def report(self) -> None:
-        """Say once how many rows were left out because nothing is known about them."""
-        if self._silent:
-            _log.warning("%s: %d rows are not selected, for nothing says what they are", self._key, self._silent)
+    def warning(self) -> str:
+        """How many rows were left out because nothing is known about them, or ""."""
+        if not self._silent:
+            return ""
+        return f"{self._key}: {self._silent} rows are not selected, for nothing says what they are"
 
     def met_text(self) -> str:
         """The values that occur, for the error text."""
@@ -157,32 +182,13 @@ def rank(seed: int, number: int) -> float:
     return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
 
 
-@dataclass
-class Sampler(Generic[T]):
-    """Takes offered items as SAMPLE and STOP_AFTER say, holding no more than it will keep."""
-
-    selection: Selection
-    stop_after: int | None = None
-    offered: int = 0
-    _items: list[T] = field(default_factory=list)
-    _best: list[tuple[float, int, T]] = field(default_factory=list)
-
-    def offer(self, number: int, item: T) -> None:
-        """Consider the row ``number`` (rows come in ascending order)."""
-        self.offered += 1
-        sample = self.selection.sample
-        if sample is not None and sample >= 1:
-            entry = (-rank(self.selection.seed, number), -number, item)
-            if len(self._best) < sample:
-                heapq.heappush(self._best, entry)
-            elif entry[:2] > self._best[0][:2]:
-                heapq.heapreplace(self._best, entry)
-        elif (self.stop_after is None or len(self._items) < self.stop_after) and (
-            sample is None or rank(self.selection.seed, number) < sample
-        ):
-            self._items.append(item)
-
-    def taken(self) -> Iterator[T]:
-        """The items taken, in data-set order."""
-        best = sorted(self._best, key=lambda entry: -entry[1])
-        yield from (self._items if not best else [entry[2] for entry in best][: self.stop_after])
+def sampled(numbers: Rows, selection: Selection, stop_after: int | None) -> Rows:
+    """Those of the rows (ascending numbers) that SAMPLE and STOP_AFTER take, in data-set order."""
+    sample = selection.sample
+    if sample is None:
+        return numbers[:stop_after]
+    ranks = np.fromiter((rank(selection.seed, number) for number in numbers.tolist()), float, len(numbers))
+    if sample < 1:
+        return numbers[ranks < sample][:stop_after]
+    best = np.lexsort((numbers, ranks))[: int(sample)]
+    return np.sort(numbers[best])[:stop_after]

@@ -54,5 +54,6 @@ def colour_table(name: str) -> Table:
 
 def colourise(values: NDArray[np.float32], table: Table) -> NDArray[np.uint8]:
     """Values (h, w) in 0..1 -> uint8 RGB (h, w, 3)."""
-    index = np.rint(np.clip(values, 0.0, 1.0) * 255).astype(np.uint8)
-    return np.take(table, index, axis=0)  # np.take: several times faster than table[index]
+    _, least = cv2.threshold(values, 0.0, 0.0, cv2.THRESH_TOZERO)  # nothing below 0, faster than NumPy's maximum
+    index = cv2.convertScaleAbs(least, alpha=255.0)  # rounds to even and saturates
+    return np.asarray(cv2.applyColorMap(index, table.reshape(256, 1, 3)), dtype=np.uint8)

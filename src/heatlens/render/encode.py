@@ -37,7 +37,9 @@ def encode_npy(values: NDArray[np.float32]) -> bytes:
 
 
 def _to_bgr(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return rgb if rgb.ndim == 2 else rgb[..., ::-1]
+    if rgb.ndim == 2 or rgb.size == 0:
+        return rgb
+    return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), dtype=np.uint8)
 
 
 def _encode(suffix: str, pixels: NDArray[np.generic], parameters: tuple[int, ...] = ()) -> bytes:

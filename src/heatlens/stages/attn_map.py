@@ -17,7 +17,7 @@ from heatlens.images.film import Film
 from heatlens.render.colormaps import colour_table
 from heatlens.render.encode import encode_jpg, encode_npy, encode_png, encode_png16
 from heatlens.render.overlay import blend
-from heatlens.stages.base import MAP_COLUMNS, FinalMap, ImageView, final_map, map_statistics, open_view
+from heatlens.stages.base import MAP_COLUMNS, FinalMap, ImageView, final_map, map_statistics, open_view, pixels_needed
 
 if TYPE_CHECKING:
     from heatlens.config import Settings
@@ -50,6 +50,11 @@ class AttnMapStage:
         overlay = f"{heat_map.output}.{self._suffix}"
         raw = f"{RAW_FOLDER}{heat_map.output}"
         return (overlay, f"{raw}.npy", f"{raw}.png") if self._raw else (overlay,)
+
+    @property
+    def longest(self) -> int | None:
+        """Pixels of the film that :meth:`open_image` needs along the longer side; None for all."""
+        return pixels_needed(self._longest, mask_body=self._mask_body)
 
     def open_image(self, film: Film, placed: Placed, grid: PatchGrid) -> ImageView:
         """The film at output size with its body mask."""

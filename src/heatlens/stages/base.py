@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from heatlens.batch.protocols import Placed, Statistic
 from heatlens.cam.protocols import PatchGrid
 from heatlens.errors import ItemError
-from heatlens.images.bodymask import body_mask
+from heatlens.images.bodymask import WORK_SIDE, body_mask
 from heatlens.images.film import Film
 from heatlens.images.geometry import FrameGeometry
 from heatlens.render.overlay import normalise, output_size, resize_film
@@ -79,13 +79,16 @@ class FinalMap:
 
 
 def open_view(film: Film, placed: Placed, grid: PatchGrid, *, longest: int | None, mask_body: bool) -> ImageView:
-    """Resize the film and find the body, once per image. ``longest`` is OUTPUT_SIZE."""
+    """Resize the film and find the body, once per image. ``longest`` is OUTPUT_SIZE.
+
+    The film may have been decoded at a smaller scale, as :func:`pixels_needed` says.
+    """
     size = output_size(film.size, longest)
     notes = film.notes
     if mask_body:
-        # On the film's own pixels: the body must not depend on how large the picture is to be.
+        # On the film's pixels, not the picture's: the body is not to depend on how small the picture is.
         found = body_mask(film.pixels)
-        body, fraction, whole = nearest(found.mask, size), float(found.mask.mean()), found.whole_film
+        body, fraction, whole = found.at(size), found.fraction, found.whole_film
         if whole and found.reason:
             notes = (*notes, f"no body mask: {found.reason}")
     else:
@@ -94,13 +97,18 @@ def open_view(film: Film, placed: Placed, grid: PatchGrid, *, longest: int | Non
     return ImageView(picture, body, fraction, whole, film.size, placed.geometry, grid, notes)
 
 
+def pixels_needed(longest: int | None, *, mask_body: bool) -> int | None:
+    """How many pixels along the film's longer side :func:`open_view` needs; None for all."""
+    return max(longest, WORK_SIDE if mask_body else 0) if longest else None
+
+
 def final_map(view: ImageView, grid_map: NDArray[np.float32]) -> FinalMap:
     """The map as it is coloured. ItemError (explain) when it is not finite."""
     if not np.isfinite(grid_map).all():
         raise ItemError("explain", "the map is not finite")
     values, seen = view.geometry.map_to_source(grid_map, view.grid, view.size)
     inside = view.body & seen
-    scaled, constant = normalise(values * view.body, inside)
+    scaled, constant = normalise(values, inside)
     return FinalMap(scaled, seen, constant)
 
 
@@ -123,13 +131,5 @@ def map_statistics(view: ImageView, grid_map: NDArray[np.float32], final: FinalM
         "constant": final.constant,
         "peak_x": peak_x,
         "peak_y": peak_y,
-        "seen_fraction": float(final.seen.mean()),
+        "seen_fraction": np.count_nonzero(final.seen) / final.seen.size,
     }
-
-
-def nearest(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """``mask`` (H, W) at ``size`` (width, height): each output pixel takes the value under its centre."""
-    height, width = mask.shape
-    rows = ((np.arange(size[1]) + 0.5) * height / size[1]).astype(np.intp)
-    columns = ((np.arange(size[0]) + 0.5) * width / size[0]).astype(np.intp)
-    return mask[rows[:, None], columns[None, :]]

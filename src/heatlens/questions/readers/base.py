@@ -12,7 +12,7 @@ from typing import ClassVar
 from heatlens.errors import DataSetError
 from heatlens.questions.readers.draft import unusable
 from heatlens.questions.readers.jsonfiles import Record
-from heatlens.questions.readers.sources import SourceFile, find_files
+from heatlens.questions.readers.sources import SourceFile, cut_lines, find_files
 from heatlens.questions.rows import QuestionRow, question_type_named
 
 
@@ -41,13 +41,36 @@ class FileReader:
         """All rows, streamed. Raises DataSetError for a file that cannot be read or has another layout."""
         number = 0
         for source in self._sources:
+            for row in self.rows_of(source, number):
+                yield row
+                number = row.number + 1
+
+    def rows_of(self, source: SourceFile, number: int = 0) -> Iterator[QuestionRow]:
+        """The rows of one file or slice; ``number`` is the first one's."""
+        with _reading(source):
+            for record in self.records(source):
+                if record.data is None:
+                    yield self.broken(record, source, number)
+                else:
+                    yield self.row(record, source, number)
+                number += 1
+
+    def slices(self, size: int) -> Iterator[SourceFile]:
+        """The data set in pieces of about ``size`` bytes for :meth:`rows_of`, in data-set order.
+
+        Plain JSON-lines files are cut at line breaks, after a look at their layout; other files stay whole.
+        """
+        for source in self._sources:
             with _reading(source):
-                for record in self.records(source):
-                    if record.data is None:
-                        yield self.broken(record, source, number)
-                    else:
-                        yield self.row(record, source, number)
-                    number += 1
+                if source.path.name.lower().endswith(".gz") or not self.has_lines(source):
+                    yield source
+                    continue
+                next(self.records(source), None)
+                yield from cut_lines(source, size)
+
+    def has_lines(self, source: SourceFile) -> bool:  # noqa: ARG002
+        """Whether the file's records are its lines, read by :func:`~.jsonfiles.read_lines`."""
+        return False
 
     def records(self, source: SourceFile) -> Iterator[Record]:
         """The file's records, its layout checked."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from heatlens.questions.readers.base import FileReader, place, type_of_file
 from heatlens.questions.readers.draft import Draft
-from heatlens.questions.readers.jsonfiles import Record
+from heatlens.questions.readers.jsonfiles import Record, json_container
 from heatlens.questions.readers.layouts import checked_json
 from heatlens.questions.readers.sources import SourceFile
 from heatlens.questions.rows import LETTERBOX_224, QuestionRow, question_type_by_shape
@@ -24,6 +24,10 @@ class GemexReader(FileReader):
     def records(self, source: SourceFile) -> Iterator[Record]:
         """The JSON objects of one file (lines, or one list)."""
         return checked_json("gemex", source)
+
+    def has_lines(self, source: SourceFile) -> bool:
+        """JSON lines can be cut, one list cannot."""
+        return json_container(source) == "JSON lines"
 
     def row(self, record: Record, source: SourceFile, number: int) -> QuestionRow:
         """One GEMeX object as a row."""

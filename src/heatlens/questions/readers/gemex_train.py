@@ -9,7 +9,7 @@ from typing import Any
 
 from heatlens.questions.readers.base import FileReader, place, type_of_file
 from heatlens.questions.readers.draft import Draft, choices_in_question, kind_of
-from heatlens.questions.readers.jsonfiles import Record
+from heatlens.questions.readers.jsonfiles import Record, json_container
 from heatlens.questions.readers.layouts import checked_json
 from heatlens.questions.readers.sources import SourceFile
 from heatlens.questions.rows import LETTERBOX_224, QuestionRow, question_type_by_shape, question_type_named
@@ -40,6 +40,10 @@ class GemexTrainReader(FileReader):
             for turn, (human, gpt) in enumerate(pairs, start=1):
                 identity = f"{item.place}" if turn == 1 else f"{item.place}.{turn}"
                 yield item._replace(data={**item.data, "human": human, "gpt": gpt, "identity": identity})
+
+    def has_lines(self, source: SourceFile) -> bool:
+        """JSON lines can be cut, one list cannot."""
+        return json_container(source) == "JSON lines"
 
     def row(self, record: Record, source: SourceFile, number: int) -> QuestionRow:
         """One question and answer of a conversation as a row."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import sys
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
@@ -15,6 +16,7 @@ MAX_ITEM = 64 << 20
 """Bytes of one line, or characters of one list item: beyond that it is no question but another format."""
 _CHUNK = 1 << 20
 _BLANK = " \t\r\n"
+_LINE_ENDS = ("\n", "", "\r\n")
 
 
 class Record(NamedTuple):
@@ -39,30 +41,47 @@ def read_json(source: SourceFile) -> Iterator[Record]:
 
 def read_lines(source: SourceFile) -> Iterator[Record]:
     """One record per non-empty line. A line that is no JSON object is a record with ``error``."""
+    start, end, first_line = source.span or (0, sys.maxsize, 1)
     with opened(source.path) as stream:
-        for number, line in enumerate(_lines(stream), start=1):
+        if start:
+            stream.seek(start)
+        for number, line in enumerate(_lines(stream, start, end), start=first_line):
             if line is None:
                 yield Record(number, None, f"the line is longer than {MAX_ITEM >> 20} MiB")
-            elif line.strip():
+            elif line and not line.isspace():
                 yield _parsed(number, line)
 
 
-def _lines(stream: IO[bytes]) -> Iterator[bytes | None]:
-    """Lines without a byte order mark; None for one too long to be held."""
-    prefix = codecs.BOM_UTF8
-    while line := stream.readline(MAX_ITEM):
-        if len(line) == MAX_ITEM and not line.endswith(b"\n"):
-            while (rest := stream.readline(MAX_ITEM)) and not rest.endswith(b"\n"):
-                pass
+def _lines(stream: IO[bytes], position: int, end: int) -> Iterator[bytes | None]:
+    """Lines from ``position`` to ``end``, without the file's byte order mark; None for one too long to be held."""
+    prefix = b"" if position else codecs.BOM_UTF8
+    while position < end and (line := stream.readline(MAX_ITEM)):
+        length = len(line)
+        position += length
+        if length == MAX_ITEM and not line.endswith(b"\n"):
+            while rest := stream.readline(MAX_ITEM):
+                position += len(rest)
+                if rest.endswith(b"\n"):
+                    break
             yield None
         else:
-            yield line.removeprefix(prefix)
+            yield line.removeprefix(prefix) if prefix else line
         prefix = b""
 
 
+_scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # what raw_decode calls
+
+
 def _parsed(number: int, line: bytes) -> Record:
+    text = line.decode("utf-8", "surrogateescape")
+    try:  # the plain case at half the price of json.loads, which then explains the others
+        data, end = _scan(text, 0)
+        if type(data) is dict and text[end:] in _LINE_ENDS:
+            return tuple.__new__(Record, (number, data, ""))
+    except (StopIteration, ValueError, RecursionError):
+        pass
     try:
-        data = json.loads(line.decode("utf-8", "surrogateescape"))
+        data = json.loads(text)
     except json.JSONDecodeError as error:
         return Record(number, None, f"not valid JSON: {error.msg} (column {error.colno})")
     except (ValueError, RecursionError) as error:

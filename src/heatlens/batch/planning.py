@@ -1,0 +1,62 @@
+"""The plan of a run: made once by whichever process comes first, read by all others.
+
+It lies in ``shards/plan/`` of the results folder. Making that of a large data set takes a process of its own,
+so that its memory is given back before the model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from heatlens.batch.apart import run_apart
+from heatlens.batch.lock import LOCK_NAME, WaitingLock, lock_is_live
+from heatlens.files import TEMPORARY_PREFIX
+
+if TYPE_CHECKING:
+    from heatlens.batch.parts import Parts
+    from heatlens.questions.plan import Plan
+    from heatlens.questions.rows import Reader
+
+PLAN_FOLDER = Path("shards/plan")
+
+# Bytes of questions from which on a process of its own pays: starting one takes about a second.
+APART = 64 << 20
+
+
+def shared_plan(parts: Parts, reader: Reader, image_root: Path, digest: str, folder: Path) -> Plan:
+    """The plan in ``folder``, made if need be. Of several processes one makes it and the others wait.
+
+    ``digest`` is the data set's. Raises ConfigError for a selection that fits nothing, DataSetError for a data
+    set that cannot be read as a whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def questions_are_read() -> bool:
+        return parts.plan_begun(reader, folder, digest)
+
+    with WaitingLock(folder, purpose="the plan", until=questions_are_read):
+        small = sum(path.stat().st_size for path in reader.files()) < APART
+        if small or questions_are_read():
+            return parts.plan(reader, image_root, folder, digest)
+        return run_apart(parts.plan, reader, image_root, folder, digest)
+
+
+@contextmanager
+def passing_plan(parts: Parts, reader: Reader, image_root: Path, digest: str) -> Iterator[Plan]:
+    """A plan that leaves nothing behind: for looking at a data set without starting a run."""
+    with TemporaryDirectory(prefix=TEMPORARY_PREFIX) as folder:
+        yield shared_plan(parts, reader, image_root, digest, Path(folder))
+
+
+def sweep_plans(results: Path) -> None:
+    """Remove what processes that were killed while planning left half-made, unless one is planning now."""
+    folder = results / PLAN_FOLDER
+    if lock_is_live(folder / LOCK_NAME):
+        return
+    from heatlens.questions.index import remove_leftovers
+
+    remove_leftovers(folder)
