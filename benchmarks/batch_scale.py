@@ -5,7 +5,7 @@
 Synthetic questions (benchmarks/gemex_rows.py), one film under as many names as are needed, the demo model with
 GradCAM: the numbers are the runner's. Everything is the real command in a process of its own. Memory: "all" sums the
 proportional set sizes of the command and its children, "own" is the command's resident set; both peaks, sampled
-every 50 ms.
+four times a second.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Watched:
             total = sum(_memory(pid, "smaps_rollup", "Pss:") for pid in _family(self.process.pid))
             self.peak_all = max(self.peak_all, total)
             self.peak_own = max(self.peak_own, _memory(self.process.pid, "status", "VmRSS:"))
-            time.sleep(0.05)
+            time.sleep(0.25)
 
 
 def _family(pid: int) -> list[int]:
@@ -130,9 +130,9 @@ def command(verb: Sequence[str], data: Path, results: Path, **keys: object) -> l
     return [sys.executable, "-m", "heatlens.cli", *verb, *words]
 
 
-def plan_row(name: str, data: Path, results: Path) -> Watched:
-    """``heatlens plan`` without a measurement."""
-    done = Watched(command(["plan", "--measure", "0", "--missing", "none"], data, results)).start().wait()
+def plan_row(name: str, data: Path, results: Path, *more: str) -> Watched:
+    """``heatlens plan`` without a measurement; ``--dry-run`` makes the plan, prints it and removes it."""
+    done = Watched(command(["plan", "--measure", "0", "--missing", "none", *more], data, results)).start().wait()
     assert done.code == 0, done.lines
     print(
         f"batch_scale step=plan what={name} seconds={done.seconds:.1f} cpu_seconds={done.cpu:.1f} "
@@ -187,6 +187,7 @@ def main() -> None:
                 make_data(data, rows, images, film)
             size = sum(path.stat().st_size for path in data.glob("*.jsonl"))
             what = f"{rows}_rows_{images}_images_{size / 1e9:.2f}_GB"
+            plan_row(f"made_dry_run_{what}", data, folder / f"results-{name}", "--dry-run")
             plan_row(f"made_{what}", data, folder / f"results-{name}")
             plan_row(f"reused_{what}", data, folder / f"results-{name}")
             own[name] = shard_row(what, data, folder / f"results-{name}", args.seconds)

@@ -27,10 +27,12 @@ PLAN_FOLDER = Path("shards/plan")
 APART = 64 << 20
 
 
-def shared_plan(parts: Parts, reader: Reader, image_root: Path, digest: str, folder: Path) -> Plan:
+def shared_plan(
+    parts: Parts, reader: Reader, image_root: Path, digest: str, folder: Path, *, apart: bool = True
+) -> Plan:
     """The plan in ``folder``, made if need be. Of several processes one makes it and the others wait.
 
-    ``digest`` is the data set's. Raises ConfigError for a selection that fits nothing, DataSetError for a data
+    ``digest`` is the data set's. A large one is made ``apart``, in a child process. Raises ConfigError for a selection that fits nothing, DataSetError for a data
     set that cannot be read as a whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +42,7 @@ def shared_plan(parts: Parts, reader: Reader, image_root: Path, digest: str, fol
 
     with WaitingLock(folder, purpose="the plan", until=questions_are_read):
         small = sum(path.stat().st_size for path in reader.files()) < APART
-        if small or questions_are_read():
+        if small or not apart or questions_are_read():
             return parts.plan(reader, image_root, folder, digest)
         return run_apart(parts.plan, reader, image_root, folder, digest)
 
@@ -49,7 +51,7 @@ def shared_plan(parts: Parts, reader: Reader, image_root: Path, digest: str, fol
 def passing_plan(parts: Parts, reader: Reader, image_root: Path, digest: str) -> Iterator[Plan]:
     """A plan that leaves nothing behind: for looking at a data set without starting a run."""
     with TemporaryDirectory(prefix=TEMPORARY_PREFIX) as folder:
-        yield shared_plan(parts, reader, image_root, digest, Path(folder))
+        yield shared_plan(parts, reader, image_root, digest, Path(folder), apart=False)
 
 
 def sweep_plans(results: Path) -> None:
