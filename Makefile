@@ -46,8 +46,10 @@ quality: setup ## lint, formatting, types and shell scripts
 	    \( -name '*.sh' -o -path './.ci/run' \) -type f -print0 | xargs -0 shellcheck -x; \
 	printf 'quality: no complaints\n'
 
-bench: setup ## speed against published code and libraries, steps, pointing, sanity checks (25 minutes, alone)
-	@$(ENTER) "$$py" benchmarks/cam_speed.py; OMP_NUM_THREADS=1 "$$py" benchmarks/steps.py; "$$py" benchmarks/pointing_demo.py; \
+bench: setup ## speed against published code and libraries, runner and plan, pointing, sanity checks (40 minutes, alone)
+	@$(ENTER) "$$py" benchmarks/cam_speed.py; OMP_NUM_THREADS=1 "$$py" benchmarks/steps.py; "$$py" benchmarks/batch_scale.py; \
+	"$$py" benchmarks/batch_throughput.py --kind engine; "$$py" benchmarks/batch_throughput.py --kind runner; \
+	"$$py" benchmarks/pointing_demo.py; \
 	"$$py" -m heatlens.cli evaluate --sanity --config configs/demo/exp_00_phantom.conf
 
 demo: ## run the demo experiment with all its questions, and make a figure of one

@@ -51,17 +51,19 @@ def image_steps(folder: Path) -> dict[str, float]:
     size = output_size(source, 1024)
     geometry = FrameGeometry.fit("letterbox", source, (224, 224))
     grid_map = np.random.default_rng(0).random((14, 14), dtype=np.float32)
-    picture = resize_film(pixels, size)
+    half = read_film(jpeg, 1024).pixels
+    picture = resize_film(half, size)
     mask = np.ones((size[1], size[0]), dtype=bool)
     values, _ = normalise(geometry.map_to_source(grid_map, GRID, size)[0], mask)
     table = colour_table("jet")
     overlay = blend(picture, values, table, 0.5, mask=mask)
     return {
-        "decode the JPEG": median_ms(lambda: read_film(jpeg)),
+        "decode the JPEG at half its size: enough for the overlay": median_ms(lambda: read_film(jpeg, 1024)),
+        "decode the JPEG whole": median_ms(lambda: read_film(jpeg)),
         "decode the same as PNG": median_ms(lambda: read_film(png)),
-        "body mask": median_ms(lambda: body_mask(pixels)),
-        "resize the film": median_ms(lambda: resize_film(pixels, size)),
-        "place into the model's frame": median_ms(lambda: geometry.place(pixels)),
+        "body mask": median_ms(lambda: body_mask(half)),
+        "resize the film": median_ms(lambda: resize_film(half, size)),
+        "place into the model's frame": median_ms(lambda: geometry.place(half)),
         "map to film pixels": median_ms(lambda: geometry.map_to_source(grid_map, GRID, size)),
         "colour and blend": median_ms(lambda: blend(picture, values, table, 0.5, mask=mask)),
         "encode the overlay as PNG": median_ms(lambda: encode_png(overlay)),

@@ -116,7 +116,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results"
         # A cheap method: most of the time is spent where files are written, not inside a forward.
-        flags = {"results-dir": results, "stop-after": 60, "cam-version": "GradCAM", "save-raw-cam": "true"}
+        flags = {"results-dir": results, "stop-after": 30, "cam-version": "GradCAM", "save-raw-cam": "true"}
         command = [sys.executable, "Attention_Map/scripts/generate_heatmaps.py", "--config",
                    "configs/demo/exp_00_phantom.conf"]  # fmt: skip
         command += [word for name, value in flags.items() for word in (f"--{name}", str(value))]

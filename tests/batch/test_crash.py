@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from heatlens.batch import closing, lock
 from heatlens.batch.ledger import ledger_paths, read_ledger
 from heatlens.batch.runner import run
 from heatlens.errors import EXIT_STOPPED, SetupError
@@ -87,6 +88,30 @@ def test_temporary_files_of_a_killed_run_are_swept(tmp_path):
     (settings.results_dir / "a/one_idx1.png").unlink()
     go(settings)
     assert leftovers(settings.results_dir) == []
+
+
+@pytest.mark.parametrize("step", ["sweep", "_record", "_report"])
+def test_death_while_the_run_is_closed_leaves_nothing_behind(tmp_path, monkeypatch, step):
+    wanted = uninterrupted(tmp_path)
+
+    def die(*_, **__):
+        raise Killed
+
+    settings = make_settings(tmp_path)
+    go(settings)
+    results = settings.results_dir
+    (results / "run.json").unlink()
+    (results / "a/.heatlens-tmp-1.png").write_text("half")  # of an earlier kill
+    with monkeypatch.context() as patch:
+        patch.setattr(closing, step, die)
+        patch.setattr(lock.ShardLock, "_release", lambda self: None)  # a killed process unlocks nothing
+        with pytest.raises(Killed):
+            go(settings)
+    for path in results.rglob("lock"):
+        path.write_bytes(path.read_bytes().replace(b'"pid":', b'"pid": 99999999, "was":'))
+    go(settings)
+    assert leftovers(results) == []
+    assert pictures(results) == wanted
 
 
 def _child(tmp_path: Path) -> subprocess.Popen[str]:

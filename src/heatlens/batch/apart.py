@@ -16,12 +16,12 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, BinaryIO, TypeVar
 
-from heatlens.batch.signals import SIGNALS
+from heatlens.batch.signals import SIGNALS, stop_signals_held
 from heatlens.errors import HeatlensError, SetupError, StoppedEarly
 
 Result = TypeVar("Result")
@@ -52,7 +52,7 @@ def run_apart(function: Callable[..., Result], *args: Any) -> Result:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as answers:
         try:
-            with _signals_held():  # the child starts with them held, and is never killed by one
+            with stop_signals_held():  # the child starts with them held, and is never killed by one
                 child = _start(writing)
         finally:
             os.close(writing)
@@ -121,15 +121,6 @@ def _rebuilt(kind: type[HeatlensError], args: tuple[Any, ...], state: dict[str, 
     error.args = args
     error.__dict__.update(state)
     return error
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def serve(writing: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from heatlens.batch.apart import run_apart
 from heatlens.batch.folder import sweep, writing
 from heatlens.batch.ledger import ledger_paths
-from heatlens.batch.lock import WaitingLock
+from heatlens.batch.lock import WaitingLock, clear_stale
 from heatlens.batch.markers import finished_shards, remove_marker, shard_name, write_marker
 from heatlens.batch.merge import FAILURES, MergeResult, merge
 from heatlens.batch.retry import retry_command
@@ -31,6 +31,7 @@ APART = 64 << 20
 def close_run(job: Job, stop: StopSignals, done: Done) -> int:
     """Nothing of this shard is outstanding any more: leave its marker, and merge if it was the last one."""
     if (code := _nothing_to_do(job)) is not None:
+        clear_stale(job.results / MERGE_FOLDER)
         return code
     index, count = job.shard
     with writing(job.results):
@@ -103,8 +104,9 @@ def _close_merged(job: Job, result: MergeResult) -> int:
     code = _exit_code(job, result.counts["failed"], result.counts["made"])
     warnings = run_warnings(job, result)
     status = "complete" if code == EXIT_OK else "failed"
-    _record(job, RunRecord(status, code, result.counts, result.tables, warnings, result.clocks))
+    # Before the record: with it, the next call finds nothing to do, and so nothing to sweep.
     sweep(job.results, result.leftovers, idle={shard_name(index, count) for index in finished})
+    _record(job, RunRecord(status, code, result.counts, result.tables, warnings, result.clocks))
     _report(job, result.counts, warnings, code)
     return code
 

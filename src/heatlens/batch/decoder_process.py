@@ -15,15 +15,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection, Pipe
 from queue import SimpleQueue
 from typing import Any
 
 from heatlens.batch.openers import Opened, Outcome, step_back
-from heatlens.batch.signals import SIGNALS
+from heatlens.batch.signals import SIGNALS, stop_signals_held
 from heatlens.errors import HeatlensError, ItemError, SetupError, one_line
 
 DECODE_TIMEOUT = 300.0
@@ -145,7 +145,7 @@ class _Driver:
     def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
         here, there = Pipe()
         command = [sys.executable, "-c", _START, json.dumps(sys.path), str(there.fileno()), *self._imports]
-        with there, _stop_signals_held():
+        with there, stop_signals_held():
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -190,16 +190,6 @@ def _cause(status: int) -> str:
     except ValueError:
         name = str(-status)
     return f"signal {name}" + (", perhaps for lack of memory" if name == "SIGKILL" else "")
-
-
-@contextmanager
-def _stop_signals_held() -> Iterator[None]:
-    """A child starts with them blocked, so that one that comes before it can ignore them does not kill it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def serve(handle: int, imports: Sequence[str]) -> None:

@@ -223,6 +223,14 @@ class WaitingLock(ShardLock):
             pause = min(pause * 1.3, _POLL_S[1])
 
 
+def clear_stale(folder: Path) -> None:
+    """Remove the lock that a killed process left in ``folder``, where nobody waits for it any more."""
+    path = folder / LOCK_NAME
+    if path.exists() and not lock_is_live(path):
+        with WaitingLock(folder, purpose="a lock"):
+            pass
+
+
 def live_locks(results: Path) -> dict[str, Holder]:
     """Shard folders of a results folder that a live process holds: folder name -> holder."""
     paths = sorted((results / "shards").glob(f"*-of-*/{LOCK_NAME}"))

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from heatlens.batch.apart import run_apart
-from heatlens.batch.lock import LOCK_NAME, WaitingLock, lock_is_live
+from heatlens.batch.lock import LOCK_NAME, WaitingLock, clear_stale, lock_is_live
 from heatlens.files import TEMPORARY_PREFIX
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def shared_plan(
 ) -> Plan:
     """The plan in ``folder``, made if need be. Of several processes one makes it and the others wait.
 
-    ``digest`` is the data set's. A large one is made ``apart``, in a child process. Raises ConfigError for a selection that fits nothing, DataSetError for a data
-    set that cannot be read as a whole.
+    ``digest`` is the data set's. A large one is made ``apart``, in a child process. Raises ConfigError for a
+    selection that fits nothing, DataSetError for a data set that cannot be read as a whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -57,6 +57,7 @@ def passing_plan(parts: Parts, reader: Reader, image_root: Path, digest: str) ->
 def sweep_plans(results: Path) -> None:
     """Remove what processes that were killed while planning left half-made, unless one is planning now."""
     folder = results / PLAN_FOLDER
+    clear_stale(folder)
     if lock_is_live(folder / LOCK_NAME):
         return
     from heatlens.questions.index import remove_leftovers

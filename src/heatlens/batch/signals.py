@@ -20,6 +20,16 @@ from heatlens.errors import StoppedEarly
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
+@contextmanager
+def stop_signals_held() -> Iterator[None]:
+    """A child that is started inside has them blocked: one that comes before it can ignore them does not kill it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class StopSignals:
     """Remembers a stop signal; use as a context manager around a run (a no-op outside the main thread)."""
 
