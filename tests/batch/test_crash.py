@@ -104,7 +104,8 @@ def test_death_while_the_run_is_closed_leaves_nothing_behind(tmp_path, monkeypat
     (results / "a/.heatlens-tmp-1.png").write_text("half")  # of an earlier kill
     with monkeypatch.context() as patch:
         patch.setattr(closing, step, die)
-        patch.setattr(lock.ShardLock, "_release", lambda self: None)  # a killed process unlocks nothing
+        # A killed process unlocks nothing; its heartbeat ends.
+        patch.setattr(lock.ShardLock, "_release", lambda self: self._released.set())
         with pytest.raises(Killed):
             go(settings)
     for path in results.rglob("lock"):
