@@ -99,7 +99,7 @@ def _stage_main() -> Callable[[str, list[str]], int]:
 
 def show_config(argv: list[str]) -> int:
     """``heatlens config``: the documentation page, or every key's value and origin."""
-    from heatlens.config import KEYS, load_settings, parse_arguments, reference_markdown
+    from heatlens.config import KEYS, load_settings, parse_arguments, reference_markdown, split_stage
     from heatlens.config_help import resolved_lines
 
     if argv in (["-h"], ["--help"]):
@@ -108,13 +108,7 @@ def show_config(argv: list[str]) -> int:
     if argv == ["--reference"]:
         print(reference_markdown(), end="")
         return 0
-    stage = "attn_map"
-    if "--stage" in argv:
-        at = argv.index("--stage")
-        stage = next(iter(argv[at + 1 : at + 2]), "")
-        argv = argv[:at] + argv[at + 2 :]
-    if argv and not argv[0].startswith("-"):
-        argv = ["--config", *argv]
+    stage, argv = split_stage(argv)
     settings = load_settings(*parse_arguments(stage, argv), os.environ, stage)
     for line in settings.announcements:
         print(f"note: {line}", file=sys.stderr)

@@ -30,6 +30,7 @@ __all__ = [
     "parse_arguments",
     "reference_markdown",
     "repository_root",
+    "split_stage",
 ]
 
 STAGE_FOLDERS = {"attn_map": "Attention_Map", "bbox": "Bounding_Box"}
@@ -215,6 +216,19 @@ def _exists(path: Path) -> bool:
 def build_parser(stage: str) -> KeyParser:
     """The command line of a stage: ``--config FILE.conf`` and one flag per key; ``--help`` lists them all."""
     return parser_for(stage, KEYS)
+
+
+def split_stage(argv: list[str]) -> tuple[str, list[str]]:
+    """For commands about any stage: the stage that ``--stage`` names (attn_map without), and what
+    :func:`parse_arguments` takes; a .conf may stand at the head without ``--config``."""
+    stage = "attn_map"
+    if "--stage" in argv:
+        at = argv.index("--stage")
+        stage = next(iter(argv[at + 1 : at + 2]), "")
+        argv = argv[:at] + argv[at + 2 :]
+    if argv and not argv[0].startswith("-"):
+        argv = ["--config", *argv]
+    return stage, argv
 
 
 def parse_arguments(stage: str, argv: list[str]) -> tuple[Path | None, dict[str, str]]:

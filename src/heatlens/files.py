@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -41,6 +43,30 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     """Write ``data`` (text as UTF-8) to ``path`` so that a reader sees the old file or the new, never a part."""
     with atomic_file(path) as stream:
         stream.write(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A folder in ``parent`` that is gone afterwards, whatever happens (a killed process's is swept later)."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def temporaries_in(folder: Path) -> list[Path]:
+    """Temporary files and folders that lie in ``folder``."""
+    return list(folder.glob(f"{TEMPORARY_PREFIX}*"))
+
+
+def remove_temporary(path: Path) -> None:
+    """Remove a temporary file or folder, if it is still there. Only for who knows that nobody writes it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def digest_file(path: Path) -> str:

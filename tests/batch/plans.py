@@ -41,9 +41,10 @@ class MemoryPlan:
         self.asked.append("images")
         return iter(self.tasks)
 
-    def shard(self, index: int, count: int) -> Iterator[Task]:
+    def shard(self, index: int, count: int, only: Sequence[int] | None = None) -> Iterator[Task]:
         self.asked.append("shard")
-        return (task for task in self.tasks if task.index % count == index)
+        mine = (task for task in self.tasks if task.index % count == index)
+        return (task for task in mine if only is None or task.index in only)
 
     def shard_size(self, index: int, count: int) -> tuple[int, int]:
         tasks = [task for task in self.tasks if task.index % count == index]

@@ -15,9 +15,8 @@ import pytest
 from heatlens.batch import apart
 from heatlens.batch.apart import run_apart
 from heatlens.batch.signals import StopSignals
-from heatlens.batch.spool import temporary_folder
 from heatlens.errors import DataSetError, ItemError, SetupError, StoppedEarly
-from heatlens.files import TEMPORARY_PREFIX
+from heatlens.files import TEMPORARY_PREFIX, temporary_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 

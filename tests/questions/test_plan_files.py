@@ -114,6 +114,8 @@ def test_the_plan_is_that_of_the_slow_planner(contents, size, regions, keys, sto
         for shard in range(shards):
             mine = expected.shard(shard, shards)
             assert list(plan.shard(shard, shards)) == mine
+            some = [task.index for task in mine[::2]]
+            assert list(plan.shard(shard, shards, only=some)) == mine[::2]
             assert plan.shard_size(shard, shards) == (len(mine), sum(map(weight, mine)))
         assert list(plan.image_paths()) == [task.image_path for task in expected.tasks]
         assert plan.first(2) == expected.tasks[:2]

@@ -16,18 +16,22 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO, TypeVar
 
-from heatlens.batch.signals import SIGNALS, stop_signals_held
+from heatlens.batch.signals import SIGNALS, ending_of, stop_signals_held
 from heatlens.errors import HeatlensError, SetupError, StoppedEarly
 
 Result = TypeVar("Result")
 
 # Seconds that a child has to clean up before it is killed. Slurm's own patience is 30 s by default.
 GRACE_S = 8.0
+
+# Bytes of input from which on a process of its own pays: starting one takes about a second.
+LARGE = 64 << 20
 
 _BOOT = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
@@ -40,6 +44,12 @@ class _ChildTraceback(Exception):
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
+
+
+def run_apart_if_large(files: Iterable[Path], function: Callable[..., Result], *args: Any) -> Result:
+    """:func:`run_apart` where ``files``, which the function reads, are large; a call where they are not."""
+    large = sum(path.stat().st_size for path in files) >= LARGE
+    return run_apart(function, *args) if large else function(*args)
 
 
 def run_apart(function: Callable[..., Result], *args: Any) -> Result:
@@ -111,8 +121,8 @@ def _end_in_words(code: int) -> str:
     if code == -signal.SIGKILL:
         return "was killed by the system, most likely because memory ran out; give the job more memory"
     if code < 0:
-        return f"ended by signal {signal.Signals(-code).name}"
-    return f"ended without an answer (exit code {code}); its messages are above"
+        return f"ended by {ending_of(code)}"
+    return f"ended without an answer ({ending_of(code)}); its messages are above"
 
 
 def _rebuilt(kind: type[HeatlensError], args: tuple[Any, ...], state: dict[str, Any]) -> HeatlensError:

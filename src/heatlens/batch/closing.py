@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heatlens.batch.apart import run_apart
+from heatlens.batch.apart import run_apart_if_large
 from heatlens.batch.folder import sweep, writing
 from heatlens.batch.ledger import ledger_paths
 from heatlens.batch.lock import WaitingLock, clear_stale
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from heatlens.batch.signals import StopSignals
 
 MERGE_FOLDER = Path("shards/merge")
-
-# Bytes of ledgers from which on the merge runs in a process of its own, whose memory is given back.
-APART = 64 << 20
 
 
 def close_run(job: Job, stop: StopSignals, done: Done) -> int:
@@ -93,9 +90,7 @@ def merge_only(job: Job, stop: StopSignals) -> int:
 
 def _merge(job: Job) -> MergeResult:
     arguments = (job.plan, job.results, job.stage, retry_command(job.settings))
-    if sum(path.stat().st_size for path in ledger_paths(job.results)) < APART:
-        return merge(*arguments)
-    return run_apart(merge, *arguments)
+    return run_apart_if_large(ledger_paths(job.results), merge, *arguments)
 
 
 def _close_merged(job: Job, result: MergeResult) -> int:

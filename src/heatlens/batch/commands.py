@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heatlens.config import check_paths, load_settings, parse_arguments
+from heatlens.config import check_paths, load_settings, parse_arguments, split_stage
 from heatlens.config_help import KeyParser
 from heatlens.errors import EXIT_OK, ConfigError, HeatlensError, StoppedEarly
 from heatlens.registry import find
@@ -105,13 +105,7 @@ def _rate(text: str) -> float:
 
 
 def _with_settings(argv: list[str], command: Callable[[Settings, StopSignals], int]) -> int:
-    stage = "attn_map"
-    if "--stage" in argv:
-        at = argv.index("--stage")
-        stage = find("stage", next(iter(argv[at + 1 : at + 2]), "")).name
-        argv = argv[:at] + argv[at + 2 :]
-    if argv and not argv[0].startswith("-"):
-        argv = ["--config", *argv]
+    stage, argv = split_stage(argv)
     settings = load_settings(*parse_arguments(stage, argv), os.environ, stage)
     check_paths(settings)
 

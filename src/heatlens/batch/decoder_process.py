@@ -23,7 +23,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from heatlens.batch.openers import Opened, Outcome, step_back
-from heatlens.batch.signals import SIGNALS, stop_signals_held
+from heatlens.batch.signals import SIGNALS, ending_of, stop_signals_held
 from heatlens.errors import HeatlensError, ItemError, SetupError, one_line
 
 DECODE_TIMEOUT = 300.0
@@ -183,13 +183,7 @@ def _outcome(reply: bytes) -> Outcome:
 
 def _cause(status: int) -> str:
     """A child's exit status in words."""
-    if status >= 0:
-        return f"exit code {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = str(-status)
-    return f"signal {name}" + (", perhaps for lack of memory" if name == "SIGKILL" else "")
+    return ending_of(status) + (", perhaps for lack of memory" if status == -signal.SIGKILL else "")
 
 
 def serve(handle: int, imports: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from heatlens.batch.fingerprint import FINGERPRINT
 from heatlens.batch.lock import describe, live_locks
 from heatlens.errors import ConfigError, ResumeError, SetupError, one_line
-from heatlens.files import TEMPORARY_PREFIX, atomic_write
+from heatlens.files import TEMPORARY_PREFIX, atomic_write, remove_temporary, temporaries_in
 
 SUBMISSION = Path("shards/submission")
 
@@ -180,14 +180,5 @@ def sweep(results: Path, leftovers: Iterable[Path], idle: Container[str]) -> Non
     if any(name not in idle for name in live_locks(results)):
         return
     folders = [results, results / "shards", *(results / "shards").glob("*-of-*")]
-    for path in (*leftovers, *(path for folder in folders for path in folder.glob(f"{TEMPORARY_PREFIX}*"))):
-        remove(path)
-
-
-def remove(path: Path) -> None:
-    """Remove a temporary file or folder, if it is still there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(FileNotFoundError):
-            path.unlink()
+    for path in (*leftovers, *(path for folder in folders for path in temporaries_in(folder))):
+        remove_temporary(path)

@@ -55,9 +55,10 @@ from heatlens.batch.finished import (
 from heatlens.batch.folder import Listing, writing
 from heatlens.batch.ledger import read_lines
 from heatlens.batch.protocols import Stage
-from heatlens.batch.spool import ROWS, Spool, exactly, temporary_folder
+from heatlens.batch.spool import ROWS, Spool, exactly
 from heatlens.batch.tables import write_csv
 from heatlens.errors import SetupError
+from heatlens.files import temporary_folder
 
 if TYPE_CHECKING:
     from heatlens.questions.plan import BadRow, HeatMap, ImageTask, Plan

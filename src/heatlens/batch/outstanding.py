@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -66,11 +66,11 @@ class Outstanding:
         self.images = len(self._left)
 
     def __iter__(self) -> Iterator[ImageTask]:
-        tasks = self._plan.shard(*self._shard)
+        tasks = self._plan.shard(*self._shard, only=self._left)
         if self._left is None:
             yield from (task for task in tasks if task.heat_maps)
             return
-        for task in _those(tasks, self._left):
+        for task in tasks:
             left, _ = self._rest(task)
             if left:
                 yield replace(task, heat_maps=left)
@@ -92,15 +92,3 @@ class Outstanding:
         if status == "ok" and not self._listing.has_all(self._stage.expected_files(heat_map)):
             return ""
         return status
-
-
-def _those(tasks: Iterable[ImageTask], indexes: array[int]) -> Iterator[ImageTask]:
-    """The tasks with these indexes, which come in the plan's own order."""
-    wanted = iter(indexes)
-    following = next(wanted, None)
-    for task in tasks:
-        if following is None:
-            return
-        if task.index == following:
-            yield task
-            following = next(wanted, None)

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from heatlens.batch.apart import run_apart
+from heatlens.batch.apart import run_apart_if_large
 from heatlens.batch.lock import LOCK_NAME, WaitingLock, clear_stale, lock_is_live
 from heatlens.files import TEMPORARY_PREFIX
 
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from heatlens.questions.rows import Reader
 
 PLAN_FOLDER = Path("shards/plan")
-
-# Bytes of questions from which on a process of its own pays: starting one takes about a second.
-APART = 64 << 20
 
 
 def shared_plan(
@@ -41,10 +38,9 @@ def shared_plan(
         return parts.plan_begun(reader, folder, digest)
 
     with WaitingLock(folder, purpose="the plan", until=questions_are_read):
-        small = sum(path.stat().st_size for path in reader.files()) < APART
-        if small or not apart or questions_are_read():
+        if not apart or questions_are_read():
             return parts.plan(reader, image_root, folder, digest)
-        return run_apart(parts.plan, reader, image_root, folder, digest)
+        return run_apart_if_large(reader.files(), parts.plan, reader, image_root, folder, digest)
 
 
 @contextmanager

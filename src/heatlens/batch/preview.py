@@ -16,11 +16,10 @@ import numpy as np
 from heatlens.batch.job import Request
 from heatlens.batch.ledger import ImageRecord
 from heatlens.batch.openers import FramePlacer, Opener
-from heatlens.batch.pipeline import make_all
+from heatlens.batch.production import production
 from heatlens.batch.progress import duration
 from heatlens.batch.protocols import Explanation, Stage
 from heatlens.batch.signals import StopSignals
-from heatlens.batch.worker import ImageWorker
 from heatlens.cam.protocols import PatchGrid
 from heatlens.errors import SetupError
 from heatlens.files import TEMPORARY_PREFIX
@@ -111,26 +110,18 @@ def measure(request: Request, plan: Plan, images: int, stop: StopSignals) -> Mea
 
     SetupError or ModelError where that is not possible.
     """
-    parts, stage = request.parts, request.stage
-    with TemporaryDirectory(prefix=TEMPORARY_PREFIX) as name, parts.decoders(stage) as decoders:
-        folder, explainer = Path(name), parts.explainer()
-        try:
-            read = parts.film_reader(request.image_root)
-            decoders.open_with(Opener(read, stage, explainer.placer, explainer.grid))
-            worker = ImageWorker(stage, explainer, folder, stop)
-            first = plan.first(images + 1)
+    with TemporaryDirectory(prefix=TEMPORARY_PREFIX) as name, production(request, Path(name), stop) as ready:
+        first = plan.first(images + 1)
 
-            def make(tasks: list[ImageTask]) -> Counter:
-                counter = Counter()
-                make_all(tasks, worker, counter, stop, decoders=decoders, writers=parts.writers())
-                return counter
+        def make(tasks: list[ImageTask]) -> Counter:
+            counter = Counter()
+            ready.make(tasks, counter)
+            return counter
 
-            make(first[:1])  # the first image pays for what is built on first use
-            before, start = _size(folder), time.perf_counter()
-            counted = make(first[1:] or first)
-            seconds, size = time.perf_counter() - start, _size(folder) - before
-        finally:
-            explainer.close()
+        make(first[:1])  # the first image pays for what is built on first use
+        before, start = _size(Path(name)), time.perf_counter()
+        counted = make(first[1:] or first)
+        seconds, size = time.perf_counter() - start, _size(Path(name)) - before
     if not counted.made:
         raise SetupError(f"the measurement made no heat map ({counted.reason})")
     return Measured(counted.made, seconds, size)

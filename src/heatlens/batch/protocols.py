@@ -159,17 +159,3 @@ class MadeMap:
     source_image: str
     heat_map: HeatMap
     record: HeatMapRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """One line of failures.csv before its retry command."""
-
-    row: int
-    region_index: int
-    image_path: str
-    question_id: str
-    question: str
-    region: str
-    stage: str
-    reason: str

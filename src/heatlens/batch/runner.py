@@ -25,16 +25,14 @@ from heatlens.batch.job import Job, prepare
 from heatlens.batch.ledger import LEDGER_NAME, LedgerWriter
 from heatlens.batch.lock import ShardLock
 from heatlens.batch.markers import remove_marker
-from heatlens.batch.openers import Opener
 from heatlens.batch.outstanding import Outstanding
 from heatlens.batch.parts import Parts
-from heatlens.batch.pipeline import make_all
 from heatlens.batch.planning import sweep_plans
+from heatlens.batch.production import production
 from heatlens.batch.progress import PROGRESS_NAME, Progress, ShardFacts
 from heatlens.batch.protocols import Stage
 from heatlens.batch.retry import run_command
 from heatlens.batch.signals import StopSignals
-from heatlens.batch.worker import ImageWorker
 from heatlens.errors import StoppedEarly
 
 if TYPE_CHECKING:
@@ -89,29 +87,19 @@ def _work(job: Job, lock: ShardLock, stop: StopSignals, done: Done) -> None:
 
 
 def _make(job: Job, lock: ShardLock, stop: StopSignals, todo: Outstanding, done: Done) -> None:
-    request = job.request
-    # Decoders first: they start while the model is loaded.
-    with request.parts.decoders(job.stage) as decoders:
-        start = time.monotonic()
-        with stop.interruptible():
-            explainer = request.parts.explainer()
+    start = time.monotonic()
+    with production(job.request, job.results, stop) as ready:
         print(f"model loaded in {time.monotonic() - start:.1f} s", flush=True)
-        try:
-            with writing(job.results):
-                check_or_store(job.results, ENGINE, explainer.settings())
-            read = request.parts.film_reader(request.image_root)
-            decoders.open_with(Opener(read, job.stage, explainer.placer, explainer.grid))
-            worker = ImageWorker(job.stage, explainer, job.results, stop)
-            record = job.shard_folder / PROGRESS_NAME
-            with (
-                LedgerWriter(job.shard_folder / LEDGER_NAME) as ledger,
-                Progress(todo.heat_maps, record=record, facts=_facts(job, done)) as progress,
-            ):
-                committer = Committer(job, ledger, lock, progress, done)
-                make_all(todo, worker, committer, stop, decoders=decoders, writers=request.parts.writers())
-                committer.close()
-        finally:
-            explainer.close()
+        with writing(job.results):
+            check_or_store(job.results, ENGINE, ready.explainer.settings())
+        record = job.shard_folder / PROGRESS_NAME
+        with (
+            LedgerWriter(job.shard_folder / LEDGER_NAME) as ledger,
+            Progress(todo.heat_maps, record=record, facts=_facts(job, done)) as progress,
+        ):
+            committer = Committer(job, ledger, lock, progress, done)
+            ready.make(todo, committer)
+            committer.close()
 
 
 def _facts(job: Job, done: Done) -> ShardFacts:

@@ -20,6 +20,16 @@ from heatlens.errors import StoppedEarly
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
+def ending_of(status: int) -> str:
+    """A child's exit status in words: ``exit code 1``, ``signal SIGSEGV``."""
+    if status >= 0:
+        return f"exit code {status}"
+    try:
+        return f"signal {signal.Signals(-status).name}"
+    except ValueError:
+        return f"signal {-status}"
+
+
 @contextmanager
 def stop_signals_held() -> Iterator[None]:
     """A child that is started inside has them blocked: one that comes before it can ignore them does not kill it."""

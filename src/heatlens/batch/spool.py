@@ -7,11 +7,8 @@ memory. What a sort costs is thus one bucket, whatever the size of the data set.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 
 from heatlens.batch.tables import valid_text
-from heatlens.files import TEMPORARY_PREFIX
 
 ROWS = 8192
 """Rows per table in :func:`exactly`, and so per row group of details.parquet."""
@@ -127,14 +123,3 @@ def exactly(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             count += len(rest)
     if waiting:
         yield pa.concat_tables(waiting).combine_chunks()
-
-
-@contextmanager
-def temporary_folder(parent: Path) -> Iterator[Path]:
-    """A folder in ``parent`` that is gone afterwards, whatever happens (a killed process's is swept later)."""
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

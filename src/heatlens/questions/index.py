@@ -10,11 +10,8 @@ Reading is ``parts``' work, ordering ``gather``'s.
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from heatlens.errors import DataSetError, SetupError, one_line
-from heatlens.files import TEMPORARY_PREFIX, atomic_file, digest_text
+from heatlens.files import atomic_file, digest_text, remove_temporary, temporaries_in, temporary_folder
 from heatlens.questions.outputs import bases_and_clashes
 from heatlens.questions.parts import Part, write_parts
 from heatlens.questions.rows import Reader
@@ -84,8 +81,7 @@ def open_index(folder: Path, digest: str) -> QuestionIndex | None:
 
 def make_index(reader: Reader, folder: Path, digest: str, mode: str, workers: int) -> QuestionIndex:
     """Read the whole data set and write its index into ``folder``; nothing half-made is left or seen there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with _explained(folder), _temporary_folder(folder) as temporary:
+    with _explained(folder), temporary_folder(folder) as temporary:
         parts = write_parts(reader, temporary, mode, workers)
         rows = sum(part.rows for part in parts)
         if not rows:
@@ -99,24 +95,12 @@ def make_index(reader: Reader, folder: Path, digest: str, mode: str, workers: in
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left in ``folder``. Only for who knows that no other process plans there."""
-    for entry in folder.glob(f"{glob.escape(TEMPORARY_PREFIX)}*"):
-        if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
+    for path in temporaries_in(folder):
+        remove_temporary(path)
 
 
 def _paths(folder: Path, digest: str) -> tuple[Path, Path]:
     return folder / f"questions-{digest[:16]}.parquet", folder / f"images-{digest[:16]}.parquet"
-
-
-@contextmanager
-def _temporary_folder(folder: Path) -> Iterator[Path]:
-    temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}plan-", dir=folder))
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ files (``index``, ``chosen``) and are read as they are needed (``stream``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -81,12 +81,18 @@ class Plan:
         """All images with their selected heat maps, by first appearance in the data set."""
         return self._tasks(_weights(self) > 0)
 
-    def shard(self, index: int, count: int) -> Iterator[ImageTask]:
+    def shard(self, index: int, count: int, only: Sequence[int] | None = None) -> Iterator[ImageTask]:
         """The images of shard ``index`` of ``count``: whole images, in plan order, balanced by heat maps.
 
-        Greedy: the largest image goes to the lightest shard. Every image is in exactly one shard.
+        Greedy: the largest image goes to the lightest shard. Every image is in exactly one shard. ``only`` these
+        image indexes of it, if given: the rows of others are not looked at.
         """
-        return self._tasks(_owners(self, _checked(index, count)) == index)
+        import numpy as np
+
+        mine = _owners(self, _checked(index, count)) == index
+        if only is not None:
+            mine &= np.isin(np.arange(len(mine)), only)
+        return self._tasks(mine)
 
     def shard_size(self, index: int, count: int) -> tuple[int, int]:
         """(images, heat maps) of a shard."""
