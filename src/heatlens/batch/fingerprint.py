@@ -22,7 +22,7 @@ from heatlens.errors import DataSetError, ResumeError, one_line
 from heatlens.files import atomic_write
 
 # Raised whenever the same settings would give other files.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 FINGERPRINT = Path("shards/fingerprint.json")
 ENGINE = Path("shards/engine.json")

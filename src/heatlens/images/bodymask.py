@@ -10,7 +10,6 @@ removed before the threshold.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -78,7 +77,8 @@ def _body(small: NDArray[np.uint8]) -> NDArray[np.bool_]:
     # The edge goes on outside: a dark strip along it, thinner than the disk, is background all the same.
     padded = np.pad(dark, radius, mode="edge").astype(np.uint8)
     opened = cv2.morphologyEx(padded, cv2.MORPH_OPEN, _disk(radius))[radius:-radius, radius:-radius].astype(bool)
-    count, parts, numbers, _ = _parts(~_at_the_border(opened, connectivity=8), connectivity=4)
+    enclosed = (~_at_the_border(opened, connectivity=8)).view(np.uint8)
+    count, parts, numbers, _ = cv2.connectedComponentsWithStats(enclosed, connectivity=4)
     if count == 1:
         return np.zeros_like(dark)
     largest = 1 + int(numbers[1:, cv2.CC_STAT_AREA].argmax())
@@ -87,19 +87,10 @@ def _body(small: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _at_the_border(mask: NDArray[np.bool_], connectivity: int) -> NDArray[np.bool_]:
-    """Those parts of ``mask`` (h, w) that touch its border."""
-    count, parts, _, _ = _parts(mask, connectivity)
-    touching = np.zeros(count, dtype=bool)
-    for edge in (parts[0], parts[-1], parts[:, 0], parts[:, -1]):
-        touching[edge] = True
-    touching[0] = False
-    return touching[parts]
-
-
-def _parts(mask: NDArray[np.bool_], connectivity: int) -> tuple[int, NDArray[np.int32], NDArray[np.int32], Any]:
-    """OpenCV's connected components: their count with the background (0), labels (h, w), numbers, centres."""
-    found = cv2.connectedComponentsWithStats(np.ascontiguousarray(mask).view(np.uint8), connectivity=connectivity)
-    return cast("tuple[int, NDArray[np.int32], NDArray[np.int32], Any]", found)
+    """Those parts of ``mask`` (h, w) that touch its border: what a flood from a rim around it reaches."""
+    rim = np.pad(mask, 1, constant_values=True).view(np.uint8)
+    cv2.floodFill(rim, None, (0, 0), 2, flags=connectivity)
+    return rim[1:-1, 1:-1] == 2
 
 
 def _otsu(small: NDArray[np.uint8]) -> float:

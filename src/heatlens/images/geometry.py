@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -22,8 +21,8 @@ from heatlens.errors import ConfigError
 MODES = ("letterbox", "crop", "squash")
 GEMEX_FRAME = 224
 
-_PRODUCT = 2**15
-"""elements of a band of a map: float64, it stays in the processor's cache"""
+_BAND = 2**15
+"""elements of a band of a map, which stays in the processor's cache"""
 
 Points = NDArray[np.float64]
 Size = tuple[int, int]
@@ -140,19 +139,19 @@ def _interpolated(values: Points, low: NDArray[np.intp], share: Points) -> Point
 def _rows_between(wide: Points, low: NDArray[np.intp], share: Points) -> NDArray[np.float32]:
     """Between the rows of ``wide`` (cells, w): (pixels, w).
 
-    As products of two columns with two rows, and small ones: from 2**18 multiplications on OpenCV's (OpenBLAS's) would
-    wake threads of its own, which then spin for longer than a picture takes.
+    Not as a matrix product: a linear algebra library would wake threads of its own, which then spin for longer than a
+    picture takes.
     """
-    nothing = np.zeros((0, 0))
     full = np.empty((len(low), wide.shape[1]), dtype=np.float32)
-    shares = np.stack([1 - share, share], axis=1)
-    band = max(1, _PRODUCT // wide.shape[1])
+    rows, shares = wide.astype(np.float32), share.astype(np.float32)[:, None]
+    band = max(1, _BAND // wide.shape[1])
     edges = np.searchsorted(low, np.arange(len(wide) + 1))
     for cell, (first, last) in enumerate(pairwise(edges.tolist())):
-        pair = wide[[cell, min(cell + 1, len(wide) - 1)]]
+        rise = rows[min(cell + 1, len(rows) - 1)] - rows[cell]
         for top in range(first, last, band):
-            rows = slice(top, min(top + band, last))
-            full[rows] = cv2.gemm(shares[rows], pair, 1.0, nothing, 0.0)
+            part = full[top : min(top + band, last)]
+            np.multiply(shares[top : top + len(part)], rise, out=part)
+            part += rows[cell]
     return full
 
 

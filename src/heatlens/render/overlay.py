@@ -41,13 +41,12 @@ def normalise(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[NDA
     low, high, _, _ = cv2.minMaxLoc(values, inside)
     if not high - low > _FLAT * max(abs(low), abs(high)):
         return scaled, True
-    # In float64, a band at a time: it stays in the processor's cache.
-    for top in range(0, len(values), _BAND):
+    least, span = np.float32(low), np.float32(high - low)
+    for top in range(0, len(values), _BAND):  # a band at a time: it stays in the processor's cache
         band = slice(top, top + _BAND)
-        share = values[band].astype(np.float64)
-        share -= low
-        share /= high - low
-        cv2.copyTo(share.astype(np.float32), inside[band], scaled[band])
+        share = values[band] - least
+        share /= span  # the highest is exactly 1: it was rounded as the span was
+        cv2.copyTo(share, inside[band], scaled[band])
     return scaled, False
 
 
