@@ -36,7 +36,7 @@ Preprocess = Literal["letterbox", "crop", "squash"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Background = Literal["map", "film"]
 OutputFormat = Literal["png", "jpg"]
-ContainerRuntime = Literal["none"]
+ContainerRuntime = Literal["none", "docker", "podman", "apptainer"]
 
 SPLITS = Text("words such as train, validate, test; several with commas", WORDS, empty="all")
 VIEWS = Text("words such as PA, AP; several with commas", WORDS, empty="all")
@@ -145,7 +145,9 @@ class Settings(BaseModel):
     shard_index: int = _key("run", Whole(0, 99_999), "0", "the part that this process does, below NUM_SHARDS")
     umask: str = _key("run", UMASK, "077", "file rights taken away; 027 lets the group read")
     container_runtime: ContainerRuntime = _key("run", Choice(ContainerRuntime), "none",
-        "how the stage is started; none: directly")
+        "what the submit scripts start the stage in; none: nothing. A command typed by hand runs where it is typed")
+    container_image: str = _key("run", Text("an image's name; apptainer: a .sif file", empty="the site's"), "",
+        "the image of CONTAINER_RUNTIME, such as heatlens:latest; empty: that of slurm/site.conf")
 
     # Boxes: accepted everywhere, because stages share their .conf files
     box_threshold: float = _key("boxes", Number(0, 1), "0.5",

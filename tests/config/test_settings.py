@@ -42,7 +42,7 @@ FIXED_DEFAULTS = {
     "cam_version": "gScoreCAM", "stop_after": None, "topk": 300, "output_size": 1024, "output_format": "png",
     "max_failure_rate": 0.05, "umask": "077", "preprocess": "letterbox", "regions": "split",
     "prompt_template": "{question} {region}", "background": "map", "num_shards": 1, "shard_index": 0,
-    "container_runtime": "none", "device": "auto", "precision": "auto", "batch_size": None,
+    "container_runtime": "none", "container_image": "", "device": "auto", "precision": "auto", "batch_size": None,
     "model": "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
 }  # fmt: skip
 
@@ -137,7 +137,7 @@ def test_values_that_are_understood(key: str, text: str, value: object) -> None:
         ("MAX_FAILURE_RATE", "5%", "0 to 1"),
         ("SAMPLE", "1.5", "a fraction between 0 and 1"),
         ("SAMPLE", "0", "a whole number from 1"),
-        ("CONTAINER_RUNTIME", "docker", "allowed: none"),
+        ("CONTAINER_RUNTIME", "lxc", "allowed: none, docker, podman, apptainer"),
         ("OUTPUT_FORMAT", "gif", "png, jpg"),
         ("PROMPT_TEMPLATE", "{quesiton}", "{question}, {region}, {answer}, {choices}, {type}"),
         ("PROMPT_TEMPLATE", "{question", "expected '}'"),

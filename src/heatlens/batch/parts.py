@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,8 +140,19 @@ def worker_counts(num_workers: int | None, cores: int, gpu: bool) -> tuple[int, 
 
 
 def available_cores() -> int:
-    """Cores that this process may use: what a scheduler left it, not what the machine has."""
+    """Cores that this process may use: what a scheduler or a container left it, not what the machine has."""
     try:
-        return len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
     except AttributeError:  # only Linux tells
-        return os.cpu_count() or 1
+        cores = os.cpu_count() or 1
+    return max(1, min(cores, round(cpu_quota() or cores)))
+
+
+def cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """The CPUs that a control group grants this process (docker's --cpus), or None without a limit."""
+    for quota, period in ((root / "cpu.max", None), (root / "cpu/cpu.cfs_quota_us", root / "cpu/cpu.cfs_period_us")):
+        with suppress(OSError, ValueError, ZeroDivisionError):
+            words = quota.read_text().split() + (period.read_text().split() if period else [])
+            granted = float(words[0]) / float(words[1])  # "max" and -1: no limit
+            return granted if granted > 0 else None
+    return None

@@ -3,7 +3,8 @@
 Keys: ``status`` ("complete", "partial" after a stop, "failed" above MAX_FAILURE_RATE), ``exit_code``,
 ``stage``, ``counts``, ``timings`` (seconds summed over all finished images, as the ledgers have them, and
 peak memory), ``warnings``, ``announcements``, ``config`` (KEY -> value and origin), ``fingerprint``,
-``engine``, ``weights``, ``versions``, ``git_commit``, ``files`` (name -> SHA-256 of every table),
+``engine``, ``weights``, ``versions``, ``git_commit``, ``container`` (runtime, image and its digest, as the launcher
+said; empty outside), ``files`` (name -> SHA-256 of every table),
 ``plan_digest``, ``covers`` (a digest of plan, settings and ledgers: when it still fits, a second call has nothing
 to do).
 """
@@ -11,6 +12,7 @@ to do).
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -71,6 +73,7 @@ def write_run_record(job: Job, run: RunRecord, *, call_seconds: float) -> Path:
         "weights": plain(dict(job.request.weights)),
         "versions": versions(),
         "git_commit": git_commit(),
+        "container": container(),
         "files": {path.name: digest_file(path) for path in run.tables},
         "plan_digest": job.plan.digest,
         "covers": coverage(settings, job.plan),
@@ -134,6 +137,12 @@ def git_commit() -> str:
         return f"{commit}+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def container() -> dict[str, str]:
+    """What this process runs in, as docker/run_stage.sh says; {} outside a container."""
+    names = {"runtime": "HEATLENS_CONTAINER", "image": "HEATLENS_IMAGE", "digest": "HEATLENS_IMAGE_DIGEST"}
+    return {name: os.environ[variable] for name, variable in names.items() if os.environ.get(variable)}
 
 
 def _git(root: Path, *words: str) -> str:

@@ -4,20 +4,27 @@ Slurm sends SIGTERM (or the signal of ``--signal``) some seconds before it kills
 dropped if it is being explained, which can take minutes on a CPU, and finished if its files are being
 written.
 Ctrl-C means the same, because the run can be continued in the same way; a second Ctrl-C ends at once.
+
+With ``HEATLENS_WATCH_STDIN=1`` the end of standard input is a SIGTERM, too: a container's launcher holds its other
+end, so that the work does not go on when the launcher was killed.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
 from heatlens.errors import StoppedEarly
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+
+
+WATCH_STDIN = "HEATLENS_WATCH_STDIN"
 
 
 def ending_of(status: int) -> str:
@@ -51,6 +58,8 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            if os.environ.get(WATCH_STDIN) == "1":
+                threading.Thread(target=self._watch_stdin, daemon=True).start()
         return self
 
     def __exit__(
@@ -58,6 +67,7 @@ class StopSignals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._before = {}
 
     def check(self) -> None:
         """Raise StoppedEarly when a signal has come."""
@@ -75,6 +85,14 @@ class StopSignals:
             self._interruptible = False
         # A library may have swallowed the exception.
         self.check()
+
+    def _watch_stdin(self) -> None:
+        """Not ``sys.stdin.read``: its lock would be held when the interpreter ends."""
+        with suppress(OSError):
+            while os.read(0, 1 << 12):
+                pass
+        if self._before:  # the run is still going on
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         again = bool(self.received)
