@@ -20,14 +20,18 @@ from concurrent.futures.process import BrokenProcessPool
 from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from heatlens.questions.expand import share_count, usable_image
 from heatlens.questions.readers.base import FileReader
 from heatlens.questions.readers.sources import SourceFile
 from heatlens.questions.rows import QuestionRow, Reader, Region
+
+if TYPE_CHECKING:
+    from heatlens.questions.readers.plain import PlainRows
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +73,7 @@ class Part(NamedTuple):
 def write_parts(reader: Reader, folder: Path, mode: str, workers: int) -> list[Part]:
     """All rows of the data set as parts in ``folder``, in data-set order. Raises DataSetError as the reader does."""
     if not isinstance(reader, FileReader):
-        return [_write(reader.rows(), folder, 0, mode)]
+        return [_write(_batches(reader.rows(), mode), folder, 0)]
     size = sum(path.stat().st_size for path in reader.files())
     slices = reader.slices(SLICE_BYTES)
     if workers < 2 or size < SMALL or multiprocessing.current_process().daemon:
@@ -109,25 +113,39 @@ def _start_worker() -> None:
 
 
 def _write_slice(reader: FileReader, piece: SourceFile, folder: Path, part: int, mode: str) -> Part:
-    return _write(reader.rows_of(piece), folder, part, mode)
+    return _write(_read(reader, piece, mode), folder, part)
 
 
-def _write(rows: Iterable[QuestionRow], folder: Path, part: int, mode: str) -> Part:
-    """Write rows as part number ``part``, batch by batch."""
+def _read(reader: FileReader, piece: SourceFile, mode: str) -> Iterator[pa.RecordBatch]:
+    """A slice's rows: as columns where the reader has them, else one by one."""
+    for block, plain in reader.blocks(piece):
+        if plain:
+            yield _plain_table(plain, mode)
+        else:
+            yield from _batches(reader.rows_of(block), mode)
+
+
+def _batches(rows: Iterable[QuestionRow], mode: str) -> Iterator[pa.RecordBatch]:
+    """Rows in batches."""
+    batch: list[QuestionRow] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += len(row.question) + len(row.answer)
+        if len(batch) >= BATCH_ROWS or characters > BATCH_CHARACTERS:
+            yield _table(batch, mode)
+            batch, characters = [], 0
+    if batch:
+        yield _table(batch, mode)
+
+
+def _write(batches: Iterable[pa.RecordBatch], folder: Path, part: int) -> Part:
+    """Write batches as part number ``part``."""
     path, count = folder / f"part-{part}.arrow", 0
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, SCHEMA, options=OPTIONS) as writer:
-        batch: list[QuestionRow] = []
-        characters = 0
-        for row in rows:
-            batch.append(row)
-            characters += len(row.question) + len(row.answer)
-            if len(batch) >= BATCH_ROWS or characters > BATCH_CHARACTERS:
-                writer.write_batch(_table(batch, mode))
-                count += len(batch)
-                batch, characters = [], 0
-        if batch:
-            writer.write_batch(_table(batch, mode))
-            count += len(batch)
+        for batch in batches:
+            writer.write_batch(batch)
+            count += batch.num_rows
     return Part(path, count)
 
 
@@ -151,6 +169,15 @@ def _table(rows: list[QuestionRow], mode: str) -> pa.RecordBatch:
     columns["image"] = _texts([image for image, _ in found]).dictionary_encode()
     columns["shares"] = pa.array([share_count(regions, mode) for regions in regions_of], pa.int32())
     return pa.RecordBatch.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+def _plain_table(rows: PlainRows, mode: str) -> pa.RecordBatch:
+    """Plain rows as the columns of :data:`SCHEMA`. Each of their regions has a name, so it has its own heat map."""
+    count = rows.region_count
+    shares = np.ones_like(count) if mode == "joint" else np.maximum(count, 1)
+    columns = rows._asdict() | {"shares": pa.array(shares)}
+    nothing = pa.repeat("", len(count))
+    return pa.RecordBatch.from_arrays([columns.get(name, nothing) for name in SCHEMA.names], schema=SCHEMA)
 
 
 # What json.JSONEncoder makes for every single call, made once.

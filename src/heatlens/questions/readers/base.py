@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from heatlens.errors import DataSetError
 from heatlens.questions.readers.draft import unusable
 from heatlens.questions.readers.jsonfiles import Record
 from heatlens.questions.readers.sources import SourceFile, cut_lines, find_files
 from heatlens.questions.rows import QuestionRow, question_type_named
+
+if TYPE_CHECKING:
+    from heatlens.questions.readers.plain import PlainRows
 
 
 class FileReader:
@@ -47,7 +50,7 @@ class FileReader:
 
     def rows_of(self, source: SourceFile, number: int = 0) -> Iterator[QuestionRow]:
         """The rows of one file or slice; ``number`` is the first one's."""
-        with _reading(source):
+        with reading(source):
             for record in self.records(source):
                 if record.data is None:
                     yield self.broken(record, source, number)
@@ -61,12 +64,16 @@ class FileReader:
         Plain JSON-lines files are cut at line breaks, after a look at their layout; other files stay whole.
         """
         for source in self._sources:
-            with _reading(source):
+            with reading(source):
                 if source.path.name.lower().endswith(".gz") or not self.has_lines(source):
                     yield source
                     continue
                 next(self.records(source), None)
                 yield from cut_lines(source, size)
+
+    def blocks(self, piece: SourceFile) -> Iterator[tuple[SourceFile, PlainRows | None]]:
+        """A file or slice in parts for :meth:`rows_of`, in order, each with its rows if they are read as columns."""
+        yield piece, None
 
     def has_lines(self, source: SourceFile) -> bool:  # noqa: ARG002
         """Whether the file's records are its lines, read by :func:`~.jsonfiles.read_lines`."""
@@ -98,7 +105,8 @@ def type_of_file(stem: str) -> str:
 
 
 @contextmanager
-def _reading(source: SourceFile) -> Iterator[None]:
+def reading(source: SourceFile) -> Iterator[None]:
+    """What goes wrong while ``source`` is read is an error of the data set."""
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:

@@ -106,6 +106,24 @@ def cut_lines(source: SourceFile, size: int) -> Iterator[SourceFile]:
             yield replace(source, span=Span(start, position, line))
 
 
+def cut_blocks(source: SourceFile, size: int) -> Iterator[tuple[SourceFile, bytes]]:
+    """A piece with a span in blocks of at most ``size`` bytes, cut behind line breaks, each with its lines.
+
+    From a line on that is longer than that, the rest of the piece is one block, without its lines.
+    """
+    assert source.span is not None
+    start, end, line = source.span
+    with source.path.open("rb", buffering=0) as stream:
+        while start < end:
+            stream.seek(start)
+            lines = stream.read(min(size, end - start))
+            if start + len(lines) < end:
+                lines = lines[: lines.rfind(b"\n") + 1]
+            position = start + len(lines) if lines else end
+            yield replace(source, span=Span(start, position, line)), lines
+            start, line = position, line + lines.count(b"\n")
+
+
 def _breaks(codes: npt.NDArray[np.uint8]) -> int:
     return int(np.count_nonzero(codes == ord("\n")))
 
