@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from heatlens.batch.commands import merge_command, plan_command, read_plan_options
+from heatlens.batch.fingerprint import FINGERPRINT
+from heatlens.batch.parts import Parts
 from heatlens.batch.preview import preview_text
 from heatlens.cli import main
-from heatlens.errors import EXIT_CONFIG, EXIT_OK, EXIT_STOPPED, ConfigError
+from heatlens.errors import EXIT_CONFIG, EXIT_OK, EXIT_STOPPED, ConfigError, ResumeError
 from heatlens.phantom.film import make_film
 from heatlens.render.encode import encode_png
 from tests.batch.kit import pictures, write_table
@@ -108,6 +110,39 @@ def test_merge_names_unfinished_shards_and_makes_lost_tables_again(words, tmp_pa
     assert merge_command([*words, "--num-shards", "2", "--overwrite"]) == EXIT_OK
     assert pictures(results) == wanted
     assert merge_command([*words, "--num-shards", "2"]) == EXIT_OK  # nothing left to do
+
+
+def as_on_a_gpu(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A finished run whose precision and batch size were resolved on a GPU, and its command for a node without one."""
+    monkeypatch.setattr(Parts, "resolved", lambda self: ("fp16", 128))
+    for shard in ("0", "1"):
+        main(["run", "attn_map", *words, "--num-shards", "2", "--shard-index", shard])
+    monkeypatch.undo()
+    return [*words, "--num-shards", "2"]
+
+
+def test_a_node_without_a_gpu_merges_and_plans_what_gpus_have_made(words, tmp_path, capsys, monkeypatch):
+    words = as_on_a_gpu(words, tmp_path, monkeypatch)
+    record = json.loads((tmp_path / "results/run.json").read_text())
+    (tmp_path / "results/run.json").unlink()
+    auto = [*words, "--device", "cuda"]  # a merge asks for no device at all
+    assert merge_command(auto) == EXIT_OK
+    merged = json.loads((tmp_path / "results/run.json").read_text())
+    assert merged["fingerprint"] == record["fingerprint"]
+    assert (merged["fingerprint"]["PRECISION"], merged["fingerprint"]["BATCH_SIZE"]) == ("fp16", 128)
+    assert plan_command([*auto, "--measure", "0"]) == EXIT_OK
+    with pytest.raises(ResumeError, match="PRECISION"):
+        merge_command([*words, "--precision", "fp32"])
+    with pytest.raises(ResumeError, match="ALPHA"):
+        plan_command([*words, "--alpha", "0.9"])
+
+
+def test_a_plan_begins_no_run(words, tmp_path, capsys, monkeypatch):
+    """A plan that was kept on a login node does not say what a GPU computes in."""
+    plan(words, capsys, "--measure", "0")
+    assert not (tmp_path / "results" / FINGERPRINT).exists()
+    as_on_a_gpu(words, tmp_path, monkeypatch)
+    assert (tmp_path / "results/run.json").exists()
 
 
 def test_merge_of_nothing(words, capsys):

@@ -128,7 +128,7 @@ def _plan(settings: Settings, options: PlanOptions, stop: StopSignals) -> int:
 
     parts, stage = Parts(settings), find("stage", settings.stage).load()(settings)
     if not options.dry_run:
-        job = prepare(settings, stage, parts, stop)
+        job = prepare(settings, stage, parts, stop, device=False)
         _show(job.request, job.plan, options, stop)
         return EXIT_OK
     with stop.interruptible():
@@ -178,4 +178,4 @@ def _merge(settings: Settings, stop: StopSignals) -> int:
     stage = find("stage", settings.stage).load()(settings)
     # OVERWRITE would move away what is to be merged.
     settings = settings.model_copy(update={"overwrite": False})
-    return merge_only(prepare(settings, stage, Parts(settings), stop), stop)
+    return merge_only(prepare(settings, stage, Parts(settings), stop, device=False), stop)

@@ -16,10 +16,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from heatlens.errors import DataSetError, ResumeError, one_line
 from heatlens.files import atomic_write
+
+if TYPE_CHECKING:
+    from heatlens.config import Settings
 
 # Raised whenever the same settings would give other files.
 FORMAT_VERSION = 3
@@ -78,6 +81,15 @@ def check_or_store(results: Path, name: Path, wanted: Mapping[str, Any]) -> None
     stored = _read(path)
     if stored != data:
         raise ResumeError(_refusal(results, stored, data))
+
+
+def recorded(settings: Settings) -> tuple[str, int]:
+    """Precision and batch size as the settings name them or, where they leave it to the device, as they were resolved
+    when the run in the results folder began ("auto" and 0 without one)."""
+    path = settings.results_dir / FINGERPRINT
+    stored = _read(path) if path.exists() else {}
+    precision = stored.get("PRECISION", "auto") if settings.precision == "auto" else settings.precision
+    return precision, settings.batch_size or stored.get("BATCH_SIZE", 0)
 
 
 def _read(path: Path) -> dict[str, Any]:

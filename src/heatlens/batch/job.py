@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heatlens.batch.fingerprint import FINGERPRINT, check_or_store, data_digest, make_fingerprint
+from heatlens.batch.fingerprint import FINGERPRINT, check_or_store, data_digest, make_fingerprint, recorded
 from heatlens.batch.folder import claim, writing
 from heatlens.batch.lock import describe, live_locks
 from heatlens.batch.parts import Parts
@@ -37,17 +37,21 @@ class Request:
     started: float
 
     @classmethod
-    def of(cls, settings: Settings, stage: Stage, parts: Parts, *, model: bool = True) -> Request:
+    def of(cls, settings: Settings, stage: Stage, parts: Parts, *, model: bool = True, device: bool = True) -> Request:
         """Look at data set and weights. DataSetError, ConfigError or SetupError for what cannot work.
 
-        Without ``model`` the weights are not looked for, and there is no fingerprint.
+        Without ``model`` the weights are not looked for, and there is no fingerprint; without ``device`` nothing is
+        computed here, and the fingerprint has what the results folder says of the devices that did.
         """
         started = time.monotonic()
         reader = parts.reader()
         image_root = parts.image_root(reader)
         weights = dict(parts.weights()) if model else {}
         digest = data_digest(reader.files())
-        fingerprint = _fingerprint(settings, stage, parts, digest, weights) if model else {}
+        fingerprint = {}
+        if model:
+            resolved = parts.resolved() if device else recorded(settings)
+            fingerprint = _fingerprint(settings, stage, digest, weights, *resolved)
         return cls(settings, stage, parts, reader, image_root, digest, fingerprint, weights, started)
 
 
@@ -84,17 +88,21 @@ class Job:
         return self.results / "shards" / "{:04d}-of-{:04d}".format(*self.shard)
 
 
-def prepare(settings: Settings, stage: Stage, parts: Parts, stop: StopSignals) -> Job:
-    """Check what is asked, claim the results folder, and plan."""
+def prepare(settings: Settings, stage: Stage, parts: Parts, stop: StopSignals, *, device: bool = True) -> Job:
+    """Check what is asked, claim the results folder, and plan.
+
+    Without ``device`` (plan and merge, on a login node perhaps), a run that is there has to fit, and none is begun.
+    """
     for line in settings.announcements:
         print(line)
     with stop.interruptible():
-        request = Request.of(settings, stage, parts)
+        request = Request.of(settings, stage, parts, device=device)
     moved = claim(settings.results_dir, overwrite=settings.overwrite)
     if moved is not None:
         print(f"OVERWRITE=true: the earlier results are now in {moved}")
     with writing(settings.results_dir):
-        check_or_store(settings.results_dir, FINGERPRINT, request.fingerprint)
+        if device or (settings.results_dir / FINGERPRINT).exists():
+            check_or_store(settings.results_dir, FINGERPRINT, request.fingerprint)
         _refuse_other_shard_count(settings)
         with stop.interruptible():
             plan = shared_plan(
@@ -104,11 +112,10 @@ def prepare(settings: Settings, stage: Stage, parts: Parts, stop: StopSignals) -
 
 
 def _fingerprint(
-    settings: Settings, stage: Stage, parts: Parts, digest: str, weights: dict[str, Any]
+    settings: Settings, stage: Stage, digest: str, weights: dict[str, Any], precision: str, batch_size: int
 ) -> dict[str, Any]:
     from heatlens.config import KEYS
 
-    precision, batch_size = parts.resolved()
     return make_fingerprint(
         stage=stage.name,
         settings={name: getattr(settings, name.lower()) for name, key in KEYS.items() if key.in_fingerprint},
