@@ -4,12 +4,13 @@
 #   CONF=FILE.conf                the experiment of local-test
 #   VENV=DIR                      use or make the virtual environment DIR (default .venv)
 #   PYTHON=python3.12             the Python that makes it (default: the first of python3, 3.13 ... 3.10 that fits)
+#   BASE_IMAGE=IMAGE, TAG=NAME    what docker-build builds on, and the image's name
 #   TORCH_INDEX=URL               take torch and torchvision from this package index, e.g. PyTorch's own index of
 #                                 CPU builds: a tenth of the download where no GPU is wanted
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup local-test test soak quality bench demo
+.PHONY: help setup local-test test soak quality bench demo docker-build cluster-test
 
 CONF ?= configs/demo/exp_00_phantom.conf
 VENV ?= .venv
@@ -17,7 +18,7 @@ PYTHON ?=
 TORCH_INDEX ?=
 KILLS ?= 200
 # Paths travel in the environment, so that blanks and quotes in them mean nothing to make.
-export CONF VENV PYTHON TORCH_INDEX KILLS
+export CONF VENV PYTHON TORCH_INDEX KILLS BASE_IMAGE TAG
 
 # Shell text at the start of a recipe: $py is the environment's Python, and this checkout is what it imports.
 ENTER = set -euo pipefail; venv=$$(cd -- "$$VENV" && pwd); export PATH="$$venv/bin:$$PATH" PYTHONPATH="$$PWD/src"; py="$$venv/bin/python";
@@ -39,6 +40,12 @@ test: setup ## run the tests
 
 soak: setup ## kill the demo experiment 200 times at random moments (KILLS=...); every run must end byte-identical
 	@$(ENTER) PYTHONPATH="$$PWD/src:$$PWD" "$$py" -m tests.batch.soak --kills "$$KILLS"
+
+docker-build: ## build the container image heatlens:latest (BASE_IMAGE=..., TAG=...) with docker or podman
+	@bash docker/build.sh $${BASE_IMAGE:+--base "$$BASE_IMAGE"} $${TAG:+--tag "$$TAG"}
+
+cluster-test: setup ## prove submit scripts and containers on a private Slurm and Docker (root on Debian, 20 minutes)
+	@$(ENTER) HEATLENS_PYTHON="$$py" bash .ci/cluster-test.sh
 
 quality: setup ## lint, formatting, types and shell scripts
 	@$(ENTER) ruff check .; ruff format --check .; mypy; \

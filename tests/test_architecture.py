@@ -13,7 +13,8 @@ BASE = {
 }  # fmt: skip
 FLOORS = [
     {"cli"},
-    {"stages", "evaluate", "report", "notebook", "phantom"},
+    {"doctor"},
+    {"stages", "evaluate", "report", "notebook", "phantom", "cluster"},
     {"batch"},
     {"models", "questions", "images", "render"},
     {"cam"},

@@ -59,6 +59,21 @@ COMMANDS = {
         "do the maps depend on the prompt and on what the model has learnt?",
         "heatlens.evaluate.command:main",
     ),
+    "submit": Command(
+        "submit [CONF] [--shards N] [--stage STAGE] [--dry-run] [--parsable] [--key value ...] [-- sbatch options]",
+        "send a run to Slurm, as an array of shards with a merge job behind it",
+        "heatlens.cluster.submit:main",
+    ),
+    "fetch-model": Command(
+        "fetch-model [MODEL] --to FOLDER [--revision REVISION] [--verify]",
+        "fill a folder with a model's files for machines without internet, digests checked",
+        "heatlens.cluster.fetch:main",
+    ),
+    "doctor": Command(
+        "doctor [--config FILE.conf] [--key value ...] [--model [NAME]] [--json]",
+        "is everything here that a run needs? With --model: are the weights the right ones?",
+        "heatlens.doctor:main",
+    ),
     "list": Command(
         "list methods|datasets|colormaps|models|stages",
         "print the names a key can take",

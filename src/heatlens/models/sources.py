@@ -243,8 +243,8 @@ def _not_cached(model: str, revision: str, missing: str) -> str:
     cache = os.environ.get("HF_HOME") or "~/.cache/huggingface (HF_HOME is not set)"
     return (
         f"MODEL={model}: revision {revision} is not complete in the hub cache {cache}: {missing}. On a machine with "
-        f"internet run `hf download {model.removeprefix(HUB_PREFIX)} --revision {revision}`, or set MODEL to a folder "
-        "that holds the files."
+        f"internet run `heatlens fetch-model {model} --revision {revision} --to FOLDER` and set MODEL to that folder, "
+        f"or fill the cache: `hf download {model.removeprefix(HUB_PREFIX)} --revision {revision}`."
     )
 
 
