@@ -6,38 +6,32 @@
 #SBATCH --time=24:00:00
 #SBATCH --output=logs/%x-%j.out
 #SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
 #
 # One heat map per question: overlay pictures and vqa_manifest.csv.
 #
 #   sbatch submit_heatmap_gen.sh [FILE.conf] [--key value ...]     from Attention_Map/, so that logs/ is found
+#   sbatch --array=0-7 submit_heatmap_gen.sh [FILE.conf] ...       the same in 8 shards
 #   bash   submit_heatmap_gen.sh [FILE.conf] [--key value ...]     without a scheduler, from anywhere
+#   bash   submit_heatmap_gen.sh --check [FILE.conf] ...           are config, data and image there?
 #
 # FILE.conf: absolute, or relative to the current folder, to this stage's folder or to the repository's root;
-# by default configs/gemex/exp_01_vqa.conf. --help lists every key.
+# by default configs/gemex/exp_01_vqa.conf. --help lists every key. What the site sets is in slurm/site.conf.
 # HEATLENS_PYTHON names the Python to use; otherwise .venv/bin/python (made by `make setup`) or python3.
 
 set -euo pipefail
 
-script=scripts/generate_heatmaps.py
-default_config=configs/gemex/exp_01_vqa.conf
-
+stage=attn_map folder=Attention_Map
 # Slurm runs a copy of this file that lies alone in a spool folder; the stage is then where sbatch was called.
 own_folder=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 submit_folder=${SLURM_SUBMIT_DIR:-}
-stage=
-for folder in "$own_folder" "$submit_folder" "$submit_folder/Attention_Map"; do
-    if [[ -n $folder && -f $folder/$script ]]; then
-        stage=$(cd -P -- "$folder" && pwd)
-        break
+for root in "$own_folder/.." "$submit_folder/.." "$submit_folder"; do
+    if [[ $root == /* && -f $root/docker/run_stage.sh && -d $root/$folder ]]; then
+        exec bash "$root/docker/run_stage.sh" "$stage" "$@"
     fi
 done
-if [[ -z $stage ]]; then
-    printf 'submit_heatmap_gen.sh: %s is neither beside this script (%s) nor where sbatch was called (%s).\n' \
-        "$script" "$own_folder" "${submit_folder:-SLURM_SUBMIT_DIR is not set}" >&2
-    printf 'Call sbatch inside Attention_Map/.\n' >&2
-    exit 4
-fi
-
-# shellcheck source-path=SCRIPTDIR source=../slurm/lib.sh
-source "$stage/../slurm/lib.sh"
-run_stage "$stage" "$script" "$default_config" "$@"
+printf '%s: neither this script (%s) nor the folder where sbatch was called (%s) lies in %s/ of the repository.\n' \
+    "${BASH_SOURCE[0]##*/}" "$own_folder" "${submit_folder:-SLURM_SUBMIT_DIR is not set}" "$folder" >&2
+printf 'Call sbatch inside %s/.\n' "$folder" >&2
+exit 4

@@ -81,6 +81,7 @@ prepare_submission() {
         bash "$stage/$script" "$config" --check "${arguments[@]}" </dev/null || code=$?
         ((code == 0)) || exit "$code"
         read_settings "$name" none
+        # shellcheck disable=SC2034 # pipeline.sh reads it
         results_of["$name"]=${settings[RESULTS_DIR]}
     done
     keep_paths

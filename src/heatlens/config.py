@@ -36,6 +36,11 @@ __all__ = [
 STAGE_FOLDERS = {"attn_map": "Attention_Map", "bbox": "Bounding_Box"}
 
 
+# Keys, with commas, that docker/run_stage.sh has put into a container's environment in its own right: the user's value,
+# paths made absolute.
+RESOLVED = "HEATLENS_RESOLVED"
+
+
 @dataclass(frozen=True)
 class _Given:
     """A key's text and where it comes from. ``rank``: 0 default, 1 .conf, 2 environment, 3 flag."""
@@ -102,11 +107,13 @@ def _gather(
     flags: Mapping[str, str], environ: Mapping[str, str], file: ConfFile | None, root: Path, here: Path
 ) -> dict[str, _Given]:
     given = {}
+    resolved = environ.get(RESOLVED, "").split(",")
     for name, key in KEYS.items():
         if name in flags:
             given[name] = _Given(flags[name], 3, "flag", f"flag {key.flag}", here)
         elif name in environ:
-            given[name] = _Given(environ[name], 2, "environment", "environment", here)
+            origin = "launcher" if name in resolved else "environment"
+            given[name] = _Given(environ[name], 2, origin, origin, here)
         elif file and name in file.values:
             given[name] = _Given(file.values[name], 1, str(file.path), file.place(name), root)
         else:
@@ -182,7 +189,7 @@ def _overrides(given: Mapping[str, _Given], file: ConfFile | None) -> list[str]:
     """One line for each environment variable that has a say: such a variable may be there by accident."""
     lines = []
     for name, item in given.items():
-        if item.rank == 2:
+        if item.origin == "environment":
             old = file.values.get(name) if file else None
             if file is None or old is None:
                 lines.append(f"{name}={shown(item.text)} comes from the environment")

@@ -42,5 +42,5 @@ def test_all_shards_write_the_same_line(tmp_path):
 def test_a_container_names_its_host_command(tmp_path, monkeypatch):
     monkeypatch.setenv(HOST_COMMAND, "bash '/data/my repo/submit_heatmap_gen.sh' configs/x.conf")
     assert retry_command(make_settings(tmp_path)) == (
-        "RETRY_FAILED=true bash '/data/my repo/submit_heatmap_gen.sh' configs/x.conf"
+        "RETRY_FAILED=true NUM_SHARDS=1 SHARD_INDEX=0 bash '/data/my repo/submit_heatmap_gen.sh' configs/x.conf"
     )

@@ -208,6 +208,14 @@ def test_an_environment_variable_that_has_a_say_is_announced(conf: Path) -> None
     assert load(conf, {"UNRELATED": "x"}).announcements == ()
 
 
+def test_what_a_launcher_resolved_is_not_announced_as_the_users(conf: Path, tmp_path: Path) -> None:
+    environ = {"RESULTS_DIR": str(tmp_path), "ALPHA": "0.4", "HEATLENS_RESOLVED": "CONTAINER_RUNTIME,RESULTS_DIR"}
+    settings = load(conf, environ)
+    assert settings.results_dir == tmp_path
+    assert (settings.origins["RESULTS_DIR"], settings.origins["ALPHA"]) == ("launcher", "environment")
+    assert [line.split("=")[0] for line in settings.announcements] == ["ALPHA"]
+
+
 def test_an_empty_environment_variable_is_a_value(conf: Path) -> None:
     conf.write_text("STOP_AFTER=5\n")
     assert load(conf).stop_after == 5

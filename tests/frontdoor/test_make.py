@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.stubs import SHELL_SIDE
+
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(
     shutil.which("make") is None or shutil.which("bash") is None, reason="no make or no bash on this machine"
@@ -32,10 +34,8 @@ class Checkout:
             "Makefile",
             "pyproject.toml",
             ".ci/setup.sh",
-            "slurm/lib.sh",
-            "Attention_Map/submit_heatmap_gen.sh",
-            "Attention_Map/scripts/generate_heatmaps.py",
             "configs/demo/exp_00_phantom.conf",
+            *SHELL_SIDE,
         ):
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.root / name)

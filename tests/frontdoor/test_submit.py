@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.stubs import SHELL_SIDE
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "submit_heatmap_gen.sh"
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash on this machine")
@@ -59,7 +61,7 @@ class Checkout:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
     root = tmp_path / 'it\'s a "checkout"'
-    for name in (f"Attention_Map/{SCRIPT}", "Attention_Map/scripts/generate_heatmaps.py", "slurm/lib.sh"):
+    for name in SHELL_SIDE:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     shutil.copytree(ROOT / "configs", root / "configs")
@@ -166,16 +168,21 @@ def test_exit_codes_pass_through(checkout: Checkout, code: str) -> None:
     assert checkout.run(STUB_EXIT=code).returncode == int(code)
 
 
-def test_the_script_becomes_python_so_that_signals_reach_it(checkout: Checkout) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_signals_reach_python_and_75_means_stopped(checkout: Checkout, number: signal.Signals) -> None:
+    """Under Slurm the script's own process gets them, and bash must not sit on them until the run has ended."""
     python = checkout.root / ".venv" / "bin" / "python"
-    python.write_text('#!/usr/bin/env bash\nprintf \'%s\' "$$" >"$CALLED"\nexec sleep 60\n')
+    python.write_text(
+        '#!/usr/bin/env bash\ntrap \'printf stopped >"$CALLED"; exit 75\' TERM\nprintf \'%s\' "$$" >"$CALLED"\n'
+        "while :; do sleep 0.05; done\n"
+    )
     environ = {"PATH": os.environ["PATH"], "CALLED": str(checkout.called)}
     with subprocess.Popen(["bash", str(checkout.stage / SCRIPT)], cwd=checkout.stage, env=environ) as process:
         while not (checkout.called.exists() and checkout.called.read_text()):
             assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == -signal.SIGTERM
-        assert checkout.called.read_text() == str(process.pid)
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 75
+        assert checkout.called.read_text() == "stopped"
 
 
 def test_sbatch_lines_come_before_the_first_command() -> None:
@@ -187,6 +194,7 @@ def test_sbatch_lines_come_before_the_first_command() -> None:
     assert "--job-name=attn_map" in directives
     assert "--output=logs/%x-%j.out" in directives
     assert any(line.startswith("--gres=gpu:1") for line in directives)
+    assert {"--signal=B:USR1@120", "--requeue", "--open-mode=append"} <= set(directives)
 
 
 def test_the_stage_script_runs_with_only_src_beside_it(tmp_path: Path) -> None:

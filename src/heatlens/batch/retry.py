@@ -22,7 +22,7 @@ _LEFT_OUT = frozenset({"OVERWRITE", "RETRY_FAILED", "SHARD_INDEX", "NUM_SHARDS"}
 def retry_command(settings: Settings) -> str:
     """What to type to make the failed heat maps again, with every setting that was not the .conf's."""
     if host := os.environ.get(HOST_COMMAND):
-        return f"RETRY_FAILED=true {host}"
+        return f"RETRY_FAILED=true NUM_SHARDS=1 SHARD_INDEX=0 {host}"
     # One process for all shards, whatever the .conf says; the same line from every shard.
     alone = ["--num-shards", "1", "--shard-index", "0"] if settings.config is not None else []
     return shlex.join([*_words(settings), *alone, "--retry-failed", "true"])
