@@ -25,6 +25,7 @@ csv_field() {
 # create_words RUNTIME: sets `words` to the whole `docker create` or `podman create` line.
 create_words() {
     words=("$1" create --init -i "--name=$container" "--label=heatlens.job=$job_label")
+    words+=("--label=heatlens.user=$user_id" "--label=heatlens.launcher=$$")
     if [[ ${HOSTNAME-} =~ ^[A-Za-z0-9][A-Za-z0-9-]{0,62}(\.|$) ]]; then
         words+=("--hostname=${HOSTNAME%%.*}") # locks and messages name the node
     fi
@@ -150,8 +151,7 @@ check_image() {
 run_detachable() {
     local state=
     aside "$1" rm -f "$container" &>/dev/null || : # a killed predecessor's; a requeued job keeps its id
-    # Those that a launcher killed with -9 could not remove (they stop by themselves), of any job.
-    aside "$runtime" container prune -f --filter label=heatlens.job --filter until=10m &>/dev/null || :
+    sweep_orphans "$1"
     create_words "$runtime"
     clean_up=remove_container
     if [[ -z $stop_signal ]]; then
@@ -171,6 +171,19 @@ run_detachable() {
         unknown) finish "$child_code" false ;; # someone removed it; the client has handed its exit code on
         *) not_started ;;
     esac
+}
+
+# sweep_orphans RUNTIME: removes what is left of containers whose launcher was killed with -9: they have stopped by
+# themselves. Those of this user whose launcher is gone, and of any job after ten minutes.
+sweep_orphans() {
+    local id launcher
+    while read -r id launcher; do
+        [[ -d /proc/$launcher ]] || aside "$1" rm "$id" &>/dev/null || :
+    done < <(
+        aside "$1" ps -a --filter "label=heatlens.user=$user_id" --filter status=exited --filter status=created \
+            --format '{{.ID}} {{.Label "heatlens.launcher"}}' 2>/dev/null || :
+    )
+    aside "$1" container prune -f --filter label=heatlens.job --filter until=10m &>/dev/null || :
 }
 
 # container_state: prints still, ended CODE OUT_OF_MEMORY, unknown (no answer), or nothing: it was never started.

@@ -10,12 +10,13 @@
 #              VQA_GEN_SUBMIT=(sbatch --parsable --gres=gpu:1 /shared/vqa/vqa.sh {manifest})
 #          {dependency}, alone    becomes --dependency=afterok:ID --kill-on-invalid-dep=yes
 #          {dependency} in a word becomes afterok:ID
-#          {manifest}, {results}  become vqa_manifest.csv's path and the results folder
+#          {manifest}, {results}  become vqa_manifest.csv's path (boxes.jsonl's if the chain begins with bbox) and the
+#                                 results folder
 #          Without {dependency} in it, a command that begins with sbatch gets the options after its first word.
 #          The command must answer with a job id (ID, ID;CLUSTER or "Submitted batch job ID").
 #
 # In a downstream stage's environment: HEATLENS_CONFIG (the .conf), RESULTS_DIR and VQA_MANIFEST (the results folder and
-# manifest of the chain's first stage), and ATTN_MAP_RESULTS, BBOX_RESULTS for each of our stages before it.
+# {manifest} of the chain's first stage), and ATTN_MAP_RESULTS, BBOX_RESULTS for each of our stages before it.
 #
 # --dry-run prints the whole chain, --parsable nothing but the last job's ID[;CLUSTER]. Exit codes as submit.sh.
 
@@ -108,12 +109,13 @@ check_chain() {
 
 # submit_downstream NAME: a stage that is not ours, behind `job`.
 submit_downstream() {
-    local one results=${results_of[${stages[0]}]}
+    local one results=${results_of[${stages[0]}]} manifest=vqa_manifest.csv
+    [[ ${stages[0]} != bbox ]] || manifest=boxes.jsonl
     local words=() dependency=()
     read_downstream "$1"
     after "$job"
-    fill_words "$results/vqa_manifest.csv" "$results"
-    local prefix=("HEATLENS_CONFIG=$config" "RESULTS_DIR=$results" "VQA_MANIFEST=$results/vqa_manifest.csv")
+    fill_words "$results/$manifest" "$results"
+    local prefix=("HEATLENS_CONFIG=$config" "RESULTS_DIR=$results" "VQA_MANIFEST=$results/$manifest")
     for one in "${stages[@]}"; do
         [[ -z ${results_of[$one]:-} ]] || prefix+=("${one^^}_RESULTS=${results_of[$one]}")
     done

@@ -23,6 +23,8 @@ GOLDEN = Path(__file__).parent / "golden"
 SHELL_SIDE = (
     "Attention_Map/submit_heatmap_gen.sh",
     "Attention_Map/scripts/generate_heatmaps.py",
+    "Bounding_Box/submit_bbox_gen.sh",
+    "Bounding_Box/scripts/bbox_preprocessing.py",
     "docker/inside.sh",
     "docker/run_heatmap_gen.sh",
     "docker/run_stage.sh",

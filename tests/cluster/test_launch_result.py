@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -45,12 +46,25 @@ def test_used_up_memory_is_said(launcher: Checkout, ended: str, code: int) -> No
 def test_the_order_of_calls(launcher: Checkout) -> None:
     assert launcher.docker(SLURM_JOB_ID="5").returncode == 0
     assert launcher.verbs() == [
-        f"docker {verb}" for verb in ("image", "rm", "container", "create", "start", "inspect", "rm")
+        f"docker {verb}" for verb in ("image", "rm", "ps", "container", "create", "start", "inspect", "rm")
     ]
     prune = ["container", "prune", "-f", "--filter", "label=heatlens.job", "--filter", "until=10m"]
     assert launcher.call("docker", "container").argv[1:] == prune
     assert launcher.calls("docker", "rm")[0].argv == ["docker", "rm", "-f", "heatlens-5"]
     assert launcher.call("docker", "start").argv == ["docker", "start", "-a", "-i", "heatlens-5"]
+
+
+def test_what_killed_launchers_left_is_swept(launcher: Checkout) -> None:
+    """Ended containers of this user: those whose launcher is alive are not touched."""
+    text = (launcher.bin / "docker").read_text()
+    listed = f"ps) printf 'dead 999999999\\nalive {os.getpid()}\\n' ;;\n"
+    assert "inspect)" in text
+    launcher.program(launcher.bin / "docker", text.replace("inspect)", f"{listed}    inspect)", 1))
+    assert launcher.docker(SLURM_JOB_ID="5").returncode == 0
+    ps = launcher.call("docker", "ps").argv
+    assert {"label=heatlens.user=1234", "status=exited", "status=created"} <= set(ps)
+    removed = [call.argv[2:] for call in launcher.calls("docker", "rm")]
+    assert removed == [["-f", "heatlens-5"], ["dead"], ["-f", "heatlens-5"]]
 
 
 def test_a_container_that_does_not_start(launcher: Checkout) -> None:

@@ -57,7 +57,7 @@ def test_the_whole_line(launcher: Checkout, runtime: str, case: str) -> None:
     typed = shlex.split(values.pop(f"{prefix}HEATLENS_HOST_COMMAND"))
     lines = launcher.plain([*call.argv, "", *(f"{name}={value}" for name, value in values.items()), "", *typed])
     for pid in launcher_pids(call.argv):
-        lines = lines.replace(pid, "{pid}")
+        lines = lines.replace(f"heatlens-{pid}", "heatlens-{pid}").replace(f"={pid}\n", "={pid}\n")
     lines = "\n".join(
         "--workdir={scratch}" if line.startswith("--workdir={tmp}/") else line for line in lines.split("\n")
     )
@@ -68,9 +68,9 @@ def test_the_whole_line(launcher: Checkout, runtime: str, case: str) -> None:
 
 
 def launcher_pids(argv: list[str]) -> list[str]:
-    """Outside Slurm a container is named after the launcher's process."""
-    names = [word.removeprefix("--name=heatlens-") for word in argv if word.startswith("--name=")]
-    return [name for name in names if name != "77"]
+    """Labelled with it; outside Slurm a container is also named after the launcher's process."""
+    label = "--label=heatlens.launcher="
+    return [word.removeprefix(label) for word in argv if word.startswith(label)]
 
 
 @pytest.mark.parametrize("name", HOSTILE)

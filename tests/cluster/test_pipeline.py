@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from heatlens.registry import STAGES
 from tests.cluster.submit_stubs import GOLDEN, SBATCH, Checkout, make_checkout, write_program
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash on this machine")
@@ -59,6 +60,15 @@ def test_what_a_downstream_stage_is_given(checkout: Checkout) -> None:
     }
     assert {name: downstream.environ.get(name) for name in given} == given
     assert "BBOX_RESULTS" not in downstream.environ
+
+
+def test_the_manifest_of_a_chain_that_begins_with_boxes(checkout: Checkout) -> None:
+    checkout.site("VQA_GEN_SUBMIT=(sbatch vqa.sh {manifest})\n")
+    assert chain(checkout, "bbox", "vqa_gen")[0] == 0
+    downstream = checkout.calls()[-1]
+    manifest = f"{checkout.root}/Bounding_Box/results/demo/exp/{STAGES['bbox'].index}"
+    assert downstream.argv[-1] == downstream.environ["VQA_MANIFEST"] == manifest
+    assert "ATTN_MAP_RESULTS" not in downstream.environ
 
 
 @pytest.mark.parametrize("where", ["conf", "environment", "default"])
