@@ -2,6 +2,7 @@
 #
 #   STOP_AFTER=5, ALPHA=0.7, ...  any configuration key can stand on the make line: make hands it on in the environment
 #   CONF=FILE.conf                the experiment of local-test
+#   STAGE=bbox                    the stage of local-test (default attn_map)
 #   VENV=DIR                      use or make the virtual environment DIR (default .venv)
 #   PYTHON=python3.12             the Python that makes it (default: the first of python3, 3.13 ... 3.10 that fits)
 #   BASE_IMAGE=IMAGE, TAG=NAME    what docker-build builds on, and the image's name
@@ -13,12 +14,18 @@ SHELL := bash
 .PHONY: help setup local-test test soak quality bench demo docker-build cluster-test
 
 CONF ?= configs/demo/exp_00_phantom.conf
+STAGE ?= attn_map
 VENV ?= .venv
 PYTHON ?=
 TORCH_INDEX ?=
 KILLS ?= 200
 # Paths travel in the environment, so that blanks and quotes in them mean nothing to make.
 export CONF VENV PYTHON TORCH_INDEX KILLS BASE_IMAGE TAG
+
+# The submit script of every stage.
+SUBMIT_attn_map = Attention_Map/submit_heatmap_gen.sh
+SUBMIT_bbox = Bounding_Box/submit_bbox_gen.sh
+SUBMIT = $(or $(SUBMIT_$(STAGE)),$(error STAGE=$(STAGE): allowed are attn_map and bbox))
 
 # Shell text at the start of a recipe: $py is the environment's Python, and this checkout is what it imports.
 ENTER = set -euo pipefail; venv=$$(cd -- "$$VENV" && pwd); export PATH="$$venv/bin:$$PATH" PYTHONPATH="$$PWD/src"; py="$$venv/bin/python";
@@ -32,8 +39,8 @@ help: ## list the targets
 setup: ## make the virtual environment and install heatlens with its test and quality tools
 	@bash .ci/setup.sh
 
-local-test: setup ## run the demo experiment (CONF=..., STOP_AFTER=...), without scheduler, container or GPU
-	@$(ENTER) cd Attention_Map; HEATLENS_PYTHON="$$py" bash submit_heatmap_gen.sh "$$CONF"
+local-test: setup ## run the demo experiment (STAGE=..., CONF=..., STOP_AFTER=...), without scheduler, container or GPU
+	@$(ENTER) cd $(dir $(SUBMIT)); HEATLENS_PYTHON="$$py" bash $(notdir $(SUBMIT)) "$$CONF"
 
 test: setup ## run the tests
 	@$(ENTER) "$$py" -m pytest -n 2 --dist loadgroup tests

@@ -16,7 +16,7 @@ FLOORS = [
     {"doctor"},
     {"stages", "evaluate", "report", "notebook", "phantom", "cluster"},
     {"batch"},
-    {"models", "questions", "images", "render"},
+    {"models", "questions", "images", "boxes", "render"},
     {"cam"},
     BASE,
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from heatlens.errors import ConfigError
-from heatlens.keys import Key, Truth
+from heatlens.keys import EVERY_STAGE, Key, Truth
 
 GROUPS = {
     "data": "What is asked",
@@ -23,7 +23,7 @@ GROUPS = {
 }
 STAGE_SUMMARIES = {
     "attn_map": "Heat maps of a vision-language model: one overlay per question, and vqa_manifest.csv.",
-    "bbox": "Boxes from the same heat maps.",
+    "bbox": "Boxes from the same heat maps: one overlay per question, and boxes.jsonl.",
 }
 
 INTRODUCTION = """\
@@ -48,9 +48,9 @@ lines are read.
 folder (a `.conf` outside any `configs/`: at its own folder); in a flag or the environment they start at the
 current folder. `~` is the home folder.
 
-**Fixed** marks the keys that finished work depends on: with another value, a results folder is not
-continued but refused, and the keys that differ are named. The others may change: `STOP_AFTER=5` grows into
-the full run.
+**Fixed** marks the keys that finished work depends on (`attn_map`, `bbox`: that of this stage, because the
+other does not read the key): with another value, a results folder is not continued but refused, and the keys
+that differ are named. The others may change: `STOP_AFTER=5` grows into the full run.
 """
 
 
@@ -143,7 +143,7 @@ def key_table(keys: Iterable[Key]) -> str:
     rows = ["| key | default | allowed | meaning | fixed |", "|---|---|---|---|---|"]
     for key in keys:
         default = f"`{key.default}`" if key.default else ""
-        fixed = "yes" if key.in_fingerprint else ""
+        fixed = "yes" if key.fixed == EVERY_STAGE else key.fixed and f"`{key.fixed}`"
         cells = [f"`{key.name}`", default, _cell(key.allowed), _cell(key.help), fixed]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"

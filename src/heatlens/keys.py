@@ -19,6 +19,7 @@ from heatlens.registry import GRAD_CAM_PREFIX, KINDS, find, nearest_hint
 
 TRUE = ("true", "yes", "on", "1")
 FALSE = ("false", "no", "off", "0")
+EVERY_STAGE = "every stage"
 FOLDER_START = re.compile(r"(?:/|\./|\.\./|~)|\.{1,2}$")
 
 
@@ -303,12 +304,17 @@ class Key:
     default: str
     help: str
     group: str
-    in_fingerprint: bool
+    fixed: str = ""
+    """for whose finished work the value counts: EVERY_STAGE, one stage's name, or "" for none"""
 
     @property
     def flag(self) -> str:
         """The command-line flag: the name in kebab case."""
         return "--" + self.name.lower().replace("_", "-")
+
+    def fixed_for(self, stage: str) -> bool:
+        """Is work that ``stage`` finished with another value not to be continued?"""
+        return self.fixed in (EVERY_STAGE, stage)
 
     @property
     def type(self) -> str:

@@ -56,6 +56,13 @@ class BridgeEntry(MethodEntry):
         return partial(super().load(), self.name)
 
 
+@dataclass(frozen=True)
+class StageEntry(Entry):
+    """A stage: besides, the file name of its own ``index`` of all heat maps in the results folder."""
+
+    index: str = ""
+
+
 def _table(*entries: EntryT) -> Mapping[str, EntryT]:
     return {entry.name: entry for entry in entries}
 
@@ -245,7 +252,18 @@ COLORMAPS = _table(
 )
 
 STAGES = _table(
-    Entry("attn_map", "heatlens.stages.attn_map:AttnMapStage", "overlay PNGs and vqa_manifest.csv"),
+    StageEntry(
+        "attn_map",
+        "heatlens.stages.attn_map:AttnMapStage",
+        "overlay PNGs and vqa_manifest.csv",
+        index="vqa_manifest.csv",
+    ),
+    StageEntry(
+        "bbox",
+        "heatlens.stages.bbox:BoxStage",
+        "boxes as JSON lines and box overlays",
+        index="boxes.jsonl",
+    ),
 )
 
 KINDS: Mapping[str, Mapping[str, Entry]] = {

@@ -1,7 +1,8 @@
 """The table of configuration keys: every key once, as the typed model :class:`Settings`.
 
 One attribute per key: its kind (type and allowed range), default as text, help, group, and ``fixed`` when
-finished work depends on it. :mod:`heatlens.config` fills it; :data:`KEYS` is the same table by name.
+finished work depends on it: of every stage, or of the one that it names.
+:mod:`heatlens.config` fills it; :data:`KEYS` is the same table by name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from heatlens.keys import (
+    EVERY_STAGE,
     Amount,
     Choice,
     FilePath,
@@ -48,12 +50,18 @@ TYPES = Text(
 REVISION = Text("a commit, tag or branch", r"[\w./-]+", empty="the pinned one")
 LAYER = Text("a module path such as visual.trunk.blocks[-1].norm1", empty="the model's own")
 DEVICE = Text("auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:[0-9]+)?")
+THRESHOLD = Text(
+    "otsu; a share of the map's maximum between 0 and 1, such as 0.65; or a percentile such as p95",
+    r"(?i:otsu)|0?\.[0-9]*[1-9][0-9]*|[pP][0-9]{1,2}(\.[0-9]+)?",
+)
 UMASK = Text("three or four octal digits", "[0-7]{3,4}")
 
 
-def _key(group: str, kind: Kind, default: str, text: str, *, fixed: bool = False) -> Any:
-    """A field that is a key. ``fixed``: finished work made with another value cannot be continued."""
-    extra: Any = {"kind": kind, "text": default, "group": group, "fixed": fixed}
+def _key(group: str, kind: Kind, default: str, text: str, *, fixed: bool | str = False) -> Any:
+    """A field that is a key. ``fixed``: finished work made with another value cannot be continued; of one stage only,
+    if it is that stage's name, because the others do not read the key."""
+    whose = fixed if isinstance(fixed, str) else EVERY_STAGE if fixed else ""
+    extra: Any = {"kind": kind, "text": default, "group": group, "fixed": whose}
     return Field(default=kind.read(default, Path()), description=text, json_schema_extra=extra)
 
 
@@ -123,10 +131,10 @@ class Settings(BaseModel):
 
     # The picture
     alpha: float = _key("picture", Number(0, 1), "0.5",
-        "blending: 0 = film only, 1 = heat map only", fixed=True)
-    colormap: str = _key("picture", Registered("colormap"), "jet", "colours of the heat map", fixed=True)
+        "blending: 0 = film only, 1 = heat map only", fixed="attn_map")
+    colormap: str = _key("picture", Registered("colormap"), "jet", "colours of the heat map", fixed="attn_map")
     background: Background = _key("picture", Choice(Background), "map",
-        "outside the body: the coldest colour (map) or the bare film (film)", fixed=True)
+        "outside the body: the coldest colour (map) or the bare film (film)", fixed="attn_map")
     output_size: int | None = _key("picture", Whole(16, 65536, empty="the film's own size"), "1024",
         "longest side in pixels; a film is never enlarged", fixed=True)
     output_format: OutputFormat = _key("picture", Choice(OutputFormat), "png",
@@ -150,13 +158,15 @@ class Settings(BaseModel):
         "the image of CONTAINER_RUNTIME, such as heatlens:latest; empty: that of slurm/site.conf")
 
     # Boxes: accepted everywhere, because stages share their .conf files
-    box_threshold: float = _key("boxes", Number(0, 1), "0.5",
-        "Bounding_Box reads it: heat (0 to 1) from which on a pixel belongs to a box")
-    max_boxes: int = _key("boxes", Whole(1, 1000), "3", "Bounding_Box reads it: boxes per heat map at most")
-    min_area: float = _key("boxes", Number(0, 1), "0.005",
-        "Bounding_Box reads it: smallest box, as a share of the picture")
+    box_threshold: str = _key("boxes", THRESHOLD, "0.65",
+        "heat above which a pixel belongs to a box; the percentile is that of the pixels inside body and view",
+        fixed="bbox")
+    max_boxes: int = _key("boxes", Whole(1, 1000), "3",
+        "boxes per heat map at most: those of the regions with the most heat", fixed="bbox")
+    min_area: float = _key("boxes", Number(0, 1), "0.001",
+        "smallest region that gets a box, as a share of the picture", fixed="bbox")
     box_padding: float = _key("boxes", Number(0, 1), "0",
-        "Bounding_Box reads it: margin around a box, as a share of its sides")
+        "margin added on each side of a box, as a share of its width or height, as far as the image goes", fixed="bbox")
 
     # Not keys
     config: Path | None = None
@@ -189,7 +199,7 @@ def _table() -> dict[str, Key]:
                 default=extra["text"],
                 help=field.description or "",
                 group=extra["group"],
-                in_fingerprint=extra["fixed"],
+                fixed=extra["fixed"],
             )
             table[key.name] = key
     return table

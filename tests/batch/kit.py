@@ -47,8 +47,10 @@ def write_table(path: Path, rows: list[tuple[str, str, str]] = QUESTIONS) -> Pat
     return path
 
 
-def make_settings(folder: Path, rows: list[tuple[str, str, str]] = QUESTIONS, **keys: object) -> Settings:
-    """Settings of a run below ``folder``; its data set is written on first use."""
+def make_settings(
+    folder: Path, rows: list[tuple[str, str, str]] = QUESTIONS, *, stage: str = "attn_map", **keys: object
+) -> Settings:
+    """Settings of a run of ``stage`` below ``folder``; its data set is written on first use."""
     table = folder / "data.csv"
     if not table.exists():
         write_table(table, rows)
@@ -64,7 +66,7 @@ def make_settings(folder: Path, rows: list[tuple[str, str, str]] = QUESTIONS, **
         "PROMPT_TEMPLATE": "{question}",
         **{name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in keys.items()},
     }
-    return load_settings(None, flags, {}, "attn_map")
+    return load_settings(None, flags, {}, stage)
 
 
 class FakePlacer:

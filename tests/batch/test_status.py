@@ -18,15 +18,16 @@ from heatlens.batch.markers import shard_name, write_marker
 from heatlens.batch.progress import Progress, ShardFacts
 from heatlens.batch.status import main, read_status
 from heatlens.batch.status_text import WIDTH, ranges, text_of
+from heatlens.batch.tables import index_of
 from heatlens.errors import ConfigError, SetupError, StoppedEarly
 
 COMMAND = "python generate_heatmaps.py --config my.conf"
 PER_SHARD = 100
 
 
-def new_run(results: Path) -> Path:
+def new_run(results: Path, stage: str = "attn_map") -> Path:
     (results / "shards").mkdir(parents=True)
-    fingerprint = {"STAGE": "attn_map", "CAM_VERSION": "gScoreCAM"}
+    fingerprint = {"STAGE": stage, "CAM_VERSION": "gScoreCAM"}
     (results / "shards/fingerprint.json").write_text(json.dumps(fingerprint))
     return results
 
@@ -65,7 +66,8 @@ def shard(
 
 
 def tables(results: Path, status_word: str = "complete", **record: object) -> None:
-    for name in status.TABLES:
+    stage = json.loads((results / "shards/fingerprint.json").read_text())["STAGE"]
+    for name in (index_of(stage), *status.TABLES):
         (results / name).write_text("")
     counts = {"made": 190, "failed": 11}
     (results / "run.json").write_text(json.dumps({"status": status_word, "exit_code": 0, "counts": counts, **record}))
@@ -191,6 +193,18 @@ def test_complete_run_names_manifest_and_retry(tmp_path):
     assert retry["commands"] == [loop]
     assert following["commands"] == [str(results / "vqa_manifest.csv")]
     assert str(results / "failures.csv") in text_of(found)
+
+
+def test_a_stage_with_another_index_is_complete_with_that(tmp_path):
+    results = new_run(tmp_path / "run", "bbox")
+    shard(results, 0, 1, "done")
+    tables(results)
+    found = read_status(results)
+    assert found["state"] == "complete"
+    assert found["tables"]["files"] == dict.fromkeys(("boxes.jsonl", "details.parquet", "failures.csv"), True)
+    assert found["next"][-1]["commands"] == [str(results / "boxes.jsonl")]
+    (results / "boxes.jsonl").rename(results / "vqa_manifest.csv")
+    assert read_status(results)["state"] == "unmerged"
 
 
 def test_too_many_failures_are_no_success(tmp_path):

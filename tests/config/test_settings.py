@@ -66,13 +66,18 @@ def test_every_key_has_help_and_a_default_in_its_range(name: str, tmp_path: Path
 
 IN_FINGERPRINT = {
     "DATASET", "PROMPT_TEMPLATE", "REGIONS", "TARGET_LAYER", "PREPROCESS", "PRECISION", "BATCH_SIZE", "CAM_VERSION",
-    "TOPK", "RISE_MASKS", "COMPILE", "ENABLE_BODY_MASK", "SKIP_CRF", "SAVE_RAW_CAM", "ALPHA", "COLORMAP",
-    "BACKGROUND", "OUTPUT_SIZE", "OUTPUT_FORMAT",
+    "TOPK", "RISE_MASKS", "COMPILE", "ENABLE_BODY_MASK", "SKIP_CRF", "SAVE_RAW_CAM", "OUTPUT_SIZE", "OUTPUT_FORMAT",
 }  # fmt: skip
+OF_ONE_STAGE = {
+    "attn_map": {"ALPHA", "COLORMAP", "BACKGROUND"},
+    "bbox": {"BOX_THRESHOLD", "MAX_BOXES", "MIN_AREA", "BOX_PADDING"},
+}
 
 
-def test_the_fingerprint_holds_what_pictures_depend_on() -> None:
-    assert {name for name, key in KEYS.items() if key.in_fingerprint} == IN_FINGERPRINT
+@pytest.mark.parametrize("stage", OF_ONE_STAGE)
+def test_the_fingerprint_holds_what_the_files_of_a_stage_depend_on(stage: str) -> None:
+    found = {name for name, key in KEYS.items() if key.fixed_for(stage)}
+    assert found == IN_FINGERPRINT | OF_ONE_STAGE[stage]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +152,10 @@ def test_values_that_are_understood(key: str, text: str, value: object) -> None:
         ("MODEL", "", "demo, hf-hub:"),
         ("MODEL", "biomedclip", "demo, hf-hub:"),
         ("NUM_SHARDS", "0", "1 to 100000"),
-        ("BOX_THRESHOLD", "2", "0 to 1"),
+        *(
+            ("BOX_THRESHOLD", text, "otsu; a share of the map's maximum between 0 and 1")
+            for text in ("2", "0", "0.0", "1", "p100", "p", "95", "otsu0.5", "-0.5", "p-5", "")
+        ),
         ("MODEL_REVISION", "a b", "a commit, tag or branch"),
     ],
 )

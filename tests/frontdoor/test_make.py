@@ -39,7 +39,8 @@ class Checkout:
         ):
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.root / name)
-        (self.root / "Attention_Map" / "configs").symlink_to("../configs")
+        for stage in ("Attention_Map", "Bounding_Box"):
+            (self.root / stage / "configs").symlink_to("../configs")
         self.bin = folder / "bin"
         self.bin.mkdir()
         self.log = folder / "log"
@@ -130,6 +131,17 @@ def test_local_test_hands_on_only_what_was_given(checkout: Checkout) -> None:
     other = checkout.root / "configs" / "other one.conf"
     other.touch()
     assert f"|--config|{stage}/configs/other one.conf|" in stage_call("CONF=configs/other one.conf")
+
+
+def test_local_test_of_the_other_stage(checkout: Checkout) -> None:
+    done = checkout.make("local-test", "STAGE=bbox", "STOP_AFTER=7")
+    assert (done.returncode, done.stderr) == (0, "")
+    stage = checkout.root / "Bounding_Box"
+    conf = f"{stage}/configs/demo/exp_00_phantom.conf"
+    assert checkout.calls[-1] == f"{stage}/scripts/bbox_preprocessing.py|--config|{conf}|STOP_AFTER=7"
+    wrong = checkout.make("local-test", "STAGE=boxes")
+    assert wrong.returncode != 0
+    assert "STAGE=boxes: allowed are attn_map and bbox" in wrong.stderr
 
 
 def test_a_failing_stage_fails_make(checkout: Checkout) -> None:

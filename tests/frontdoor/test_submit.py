@@ -1,4 +1,4 @@
-"""submit_heatmap_gen.sh: where it finds the stage, the .conf and Python, and what it hands on. Python is a stub."""
+"""The stages' submit scripts: where they find stage, .conf and Python, and what they hand on. Python is a stub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,23 @@ import pytest
 from tests.cluster.stubs import SHELL_SIDE
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = "submit_heatmap_gen.sh"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's name, folder, submit script and Python script."""
+
+    name: str
+    folder: str
+    submit: str
+    program: str
+
+
+STAGES = [
+    Stage("attn_map", "Attention_Map", "submit_heatmap_gen.sh", "generate_heatmaps.py"),
+    Stage("bbox", "Bounding_Box", "submit_bbox_gen.sh", "bbox_preprocessing.py"),
+]
+both_stages = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash on this machine")
 
 # Writes its process id, a NUL and its arguments with NULs to $CALLED, and $STOP_AFTER to $CALLED.env.
@@ -33,10 +49,19 @@ class Checkout:
 
     root: Path
     called: Path
+    names: Stage
 
     @property
     def stage(self) -> Path:
-        return self.root / "Attention_Map"
+        return self.root / self.names.folder
+
+    @property
+    def submit(self) -> Path:
+        return self.stage / self.names.submit
+
+    @property
+    def program(self) -> Path:
+        return self.stage / "scripts" / self.names.program
 
     def stub(self, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +73,7 @@ class Checkout:
         self, *words: str, script: Path | None = None, cwd: Path | None = None, **environ: str
     ) -> subprocess.CompletedProcess[str]:
         environ = {"PATH": "/usr/bin:/bin", "CALLED": str(self.called), **environ}
-        script = script or self.stage / SCRIPT
+        script = script or self.submit
         command = ["bash", str(script), *words]
         return subprocess.run(command, cwd=cwd or self.stage, env=environ, capture_output=True, text=True, check=False)
 
@@ -58,15 +83,15 @@ class Checkout:
         return self.called.read_text().split("\0")[1:-1]
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Checkout:
+@pytest.fixture(params=STAGES, ids=lambda stage: stage.name)
+def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Checkout:
     root = tmp_path / 'it\'s a "checkout"'
     for name in SHELL_SIDE:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     shutil.copytree(ROOT / "configs", root / "configs")
-    (root / "Attention_Map" / "configs").symlink_to("../configs")
-    made = Checkout(root, tmp_path / "called")
+    made = Checkout(root, tmp_path / "called", request.param)
+    (made.stage / "configs").symlink_to("../configs")
     made.stub(root / ".venv" / "bin" / "python")
     return made
 
@@ -75,9 +100,8 @@ def test_arguments_are_handed_on_unchanged(checkout: Checkout) -> None:
     words = ["--stop-after", "", "--prompt-template", 'it\'s a\n"{question}" $(id) `id` *', "--alpha", "0.5"]
     done = checkout.run("configs/demo/exp_00_phantom.conf", *words)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    script = checkout.stage / "scripts" / "generate_heatmaps.py"
     conf = checkout.stage / "configs" / "demo" / "exp_00_phantom.conf"
-    assert checkout.arguments == [str(script), "--config", str(conf), *words]
+    assert checkout.arguments == [str(checkout.program), "--config", str(conf), *words]
 
 
 def test_the_default_experiment(checkout: Checkout) -> None:
@@ -116,24 +140,24 @@ def test_a_missing_conf_names_the_places(checkout: Checkout, tmp_path: Path) -> 
     assert not checkout.called.exists()
 
 
-@pytest.mark.parametrize("submitted_from", ["Attention_Map", "."])
-def test_a_copy_in_slurms_spool_finds_the_stage(checkout: Checkout, tmp_path: Path, submitted_from: str) -> None:
+@pytest.mark.parametrize("in_its_folder", [True, False])
+def test_a_copy_in_slurms_spool_finds_the_stage(checkout: Checkout, tmp_path: Path, in_its_folder: bool) -> None:
     spool = tmp_path / "spool" / "job00001"
     spool.mkdir(parents=True)
-    copy = shutil.copy(checkout.stage / SCRIPT, spool / "slurm_script")
-    folder = checkout.root / submitted_from
+    copy = shutil.copy(checkout.submit, spool / "slurm_script")
+    folder = checkout.stage if in_its_folder else checkout.root
     done = checkout.run("--alpha", "1", script=copy, cwd=folder, SLURM_SUBMIT_DIR=str(folder))
     assert (done.returncode, done.stderr) == (0, "")
-    assert checkout.arguments[0] == str(checkout.stage / "scripts" / "generate_heatmaps.py")
+    assert checkout.arguments[0] == str(checkout.program)
     assert checkout.arguments[-2:] == ["--alpha", "1"]
 
 
 def test_a_copy_that_finds_no_stage_says_so(checkout: Checkout, tmp_path: Path) -> None:
-    copy = shutil.copy(checkout.stage / SCRIPT, tmp_path / "slurm_script")
+    copy = shutil.copy(checkout.submit, tmp_path / "slurm_script")
     done = checkout.run(script=copy, cwd=tmp_path, SLURM_SUBMIT_DIR=str(tmp_path / "elsewhere"))
     assert done.returncode == 4
     assert str(tmp_path / "elsewhere") in done.stderr
-    assert "Call sbatch inside Attention_Map/" in done.stderr
+    assert f"Call sbatch inside {checkout.names.folder}/" in done.stderr
     done = checkout.run(script=copy, cwd=tmp_path)
     assert (done.returncode, "SLURM_SUBMIT_DIR is not set" in done.stderr) == (4, True)
 
@@ -177,7 +201,7 @@ def test_signals_reach_python_and_75_means_stopped(checkout: Checkout, number: s
         "while :; do sleep 0.05; done\n"
     )
     environ = {"PATH": os.environ["PATH"], "CALLED": str(checkout.called)}
-    with subprocess.Popen(["bash", str(checkout.stage / SCRIPT)], cwd=checkout.stage, env=environ) as process:
+    with subprocess.Popen(["bash", str(checkout.submit)], cwd=checkout.stage, env=environ) as process:
         while not (checkout.called.exists() and checkout.called.read_text()):
             assert process.poll() is None
         process.send_signal(number)
@@ -185,23 +209,25 @@ def test_signals_reach_python_and_75_means_stopped(checkout: Checkout, number: s
         assert checkout.called.read_text() == "stopped"
 
 
-def test_sbatch_lines_come_before_the_first_command() -> None:
-    lines = (ROOT / "Attention_Map" / SCRIPT).read_text().splitlines()
+@both_stages
+def test_sbatch_lines_come_before_the_first_command(stage: Stage) -> None:
+    lines = (ROOT / stage.folder / stage.submit).read_text().splitlines()
     first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
     directives = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
     assert all(line.startswith("#SBATCH") for line in lines[1 : 1 + len(directives)])
     assert first_command > len(directives)
-    assert "--job-name=attn_map" in directives
+    assert f"--job-name={stage.name}" in directives
     assert "--output=logs/%x-%j.out" in directives
     assert any(line.startswith("--gres=gpu:1") for line in directives)
     assert {"--signal=B:USR1@120", "--requeue", "--open-mode=append"} <= set(directives)
 
 
-def test_the_stage_script_runs_with_only_src_beside_it(tmp_path: Path) -> None:
-    """generate_heatmaps.py adds nothing: it hands "attn_map" and its arguments to the stage's main."""
-    script = tmp_path / "a b" / "Attention_Map" / "scripts" / "generate_heatmaps.py"
+@both_stages
+def test_the_stage_script_runs_with_only_src_beside_it(tmp_path: Path, stage: Stage) -> None:
+    """It adds nothing: it hands the stage's name and its arguments to the stage's main."""
+    script = tmp_path / "a b" / stage.folder / "scripts" / stage.program
     script.parent.mkdir(parents=True)
-    shutil.copy(ROOT / "Attention_Map" / "scripts" / "generate_heatmaps.py", script)
+    shutil.copy(ROOT / stage.folder / "scripts" / stage.program, script)
     package = tmp_path / "a b" / "src" / "heatlens" / "stages"
     package.mkdir(parents=True)
     for name in ("__init__.py", "guard.py", "errors.py"):
@@ -211,4 +237,17 @@ def test_the_stage_script_runs_with_only_src_beside_it(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(script), "--alpha", "1"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stdout) == (75, "attn_map ['--alpha', '1']\n")
+    assert (done.returncode, done.stdout) == (75, f"{stage.name} ['--alpha', '1']\n")
+
+
+def test_the_submit_scripts_differ_in_names_only() -> None:
+    texts = []
+    for stage in STAGES:
+        text = (ROOT / stage.folder / stage.submit).read_text()
+        kept = [line for line in text.splitlines() if not line.startswith("# ") or line.startswith("# HEATLENS")]
+        texts.append([line.replace(stage.folder, "FOLDER").replace(stage.name, "STAGE") for line in kept])
+        assert os.access(ROOT / stage.folder / stage.submit, os.X_OK)
+        for folder in ("logs", "results"):
+            assert (ROOT / stage.folder / folder / ".gitkeep").is_file()
+        assert (ROOT / stage.folder / "configs").readlink() == Path("../configs")
+    assert texts[0] == texts[1]

@@ -17,10 +17,10 @@ SCRIPT = ROOT / "Attention_Map" / "scripts" / "generate_heatmaps.py"
 DEMO = ROOT / "configs" / "demo" / "exp_00_phantom.conf"
 
 
-def run_stage(*flags: str, config: Path | None = DEMO, cwd: Path = ROOT, **environment: str):
+def run_stage(*flags: str, config: Path | None = DEMO, cwd: Path = ROOT, script: Path = SCRIPT, **environment: str):
     """The stage as a user starts it; nothing but PATH-like variables come from this process."""
     kept = {key: os.environ[key] for key in ("PATH", "HOME", "OMP_NUM_THREADS", "TMPDIR") if key in os.environ}
-    command = [sys.executable, str(SCRIPT), *(["--config", str(config)] if config else []), *flags]
+    command = [sys.executable, str(script), *(["--config", str(config)] if config else []), *flags]
     return subprocess.run(
         command,
         cwd=cwd,

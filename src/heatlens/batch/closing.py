@@ -14,7 +14,7 @@ from heatlens.batch.markers import finished_shards, remove_marker, shard_name, w
 from heatlens.batch.merge import FAILURES, MergeResult, merge
 from heatlens.batch.retry import retry_command
 from heatlens.batch.run_record import RUN_RECORD, RunRecord, finished_before, write_run_record
-from heatlens.batch.tables import MANIFEST
+from heatlens.batch.tables import index_of
 from heatlens.errors import EXIT_FAILURES, EXIT_OK, EXIT_STOPPED
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def close_run(job: Job, stop: StopSignals, done: Done) -> int:
     if len(finished) < count:
         print(
             f"shard {index} of {count} is finished: {done.all_made} heat maps, {done.all_failed} failures. "
-            f"{_unfinished(finished, count)}; the shard that finishes last writes {MANIFEST}"
+            f"{_unfinished(finished, count)}; the shard that finishes last writes {index_of(job.stage.name)}"
         )
         return EXIT_OK
     return merge_run(job, stop)
@@ -170,7 +170,7 @@ def _report(job: Job, numbers: dict[str, int], warnings: list[str], code: int) -
     results = job.results
     print(f"{numbers['made']} heat maps of {numbers['images']} images, {numbers['failed']} failures")
     print(f"  results   {results}")
-    print(f"  manifest  {results / MANIFEST}")
+    print(f"  manifest  {results / index_of(job.stage.name)}")
     print(f"  record    {results / RUN_RECORD}")
     if numbers["failed"]:
         print(f"  failures  {results / FAILURES} (reasons; RETRY_FAILED=true tries them again)")

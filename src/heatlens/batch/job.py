@@ -118,7 +118,7 @@ def _fingerprint(
 
     return make_fingerprint(
         stage=stage.name,
-        settings={name: getattr(settings, name.lower()) for name, key in KEYS.items() if key.in_fingerprint},
+        settings={name: getattr(settings, name.lower()) for name, key in KEYS.items() if key.fixed_for(stage.name)},
         data_digest=digest,
         weights=weights,
         precision=precision,

@@ -148,7 +148,7 @@ class Stage(Protocol):
         ...
 
     def write_index(self, folder: Path, made: Iterator[MadeMap]) -> Sequence[Path]:
-        """Write the stage's own tables (vqa_manifest.csv) from all finished heat maps in data-set order."""
+        """Write the stage's own tables (its index in the registry) from all finished heat maps in data-set order."""
         ...
 
 

@@ -20,13 +20,14 @@ from heatlens.batch.lock import LOCK_NAME, heartbeat_age, is_stale, read_holder
 from heatlens.batch.markers import MARKER_NAME, shard_folders, shard_name
 from heatlens.batch.progress import PROGRESS_NAME
 from heatlens.batch.status_text import next_steps, text_of
-from heatlens.batch.tables import MANIFEST
+from heatlens.batch.tables import index_of
 from heatlens.errors import EXIT_OK, ConfigError, one_line
 
 RUN_RECORD = "run.json"
 PLAN_LOCK = Path("shards/plan") / LOCK_NAME
 MERGE_LOCK = Path("shards/merge") / LOCK_NAME
-TABLES = (MANIFEST, "details.parquet", "failures.csv")
+TABLES = ("details.parquet", "failures.csv")
+"""of every stage, beside its own index"""
 
 # What a process of a run calls itself, and how a reader sees it.
 STATES = ("running", "done", "stale", "failed", "stopped", "not started")
@@ -69,11 +70,12 @@ def read_status(results: Path, now: float | None = None) -> dict[str, Any]:
         _shard(index, found.get((index, count)) or _Found(None, now), plan["digest"], now) for index in range(count)
     ]
     fingerprint = _read(results / FINGERPRINT)
-    tables = _tables(results, plan["digest"], [one for place, one in found.items() if place[1] == count])
+    stage = _word(fingerprint.get("STAGE"))
+    tables = _tables(results, stage, plan["digest"], [one for place, one in found.items() if place[1] == count])
     status: dict[str, Any] = {
         "results": str(results),
         "now": round(now, 1),
-        "stage": _word(fingerprint.get("STAGE")),
+        "stage": stage,
         "method": _word(fingerprint.get("CAM_VERSION")),
         "plan": plan,
         "num_shards": count,
@@ -218,10 +220,10 @@ def _is_of(progress: dict[str, Any], holder: dict[str, Any] | None) -> bool:
     return bool(holder) and all(progress.get(name) == (holder or {}).get(name) for name in ("host", "pid"))
 
 
-def _tables(results: Path, digest: str, found: list[_Found]) -> dict[str, Any]:
+def _tables(results: Path, stage: str, digest: str, found: list[_Found]) -> dict[str, Any]:
     """What run.json says, and whether the tables are there and of this plan."""
     record = _read(results / RUN_RECORD)
-    files = {name: (results / name).is_file() for name in TABLES}
+    files = {name: (results / name).is_file() for name in (index_of(stage), *TABLES)}
     recorded = _word(record.get("plan_digest"))
     try:
         newer = (results / RUN_RECORD).stat().st_mtime >= max((one.written for one in found), default=0.0)

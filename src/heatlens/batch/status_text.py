@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from heatlens.batch.progress import duration, show_rate
-from heatlens.batch.tables import MANIFEST
+from heatlens.batch.tables import index_of
 
 WIDTH = 100
 
@@ -213,7 +213,7 @@ def _after_the_end(status: Status) -> list[dict[str, Any]]:
         text = f"{failed:,} failures: {Path(status['results']) / 'failures.csv'} has the reasons. To try them again:"
         steps.append(_next(text, _commands(status, indices, "RETRY_FAILED=true "), indices))
     if status["state"] == "complete":
-        steps.append(_next("The next stage reads:", [str(Path(status["results"]) / MANIFEST)]))
+        steps.append(_next("The next stage reads:", [str(Path(status["results"]) / index_of(status["stage"]))]))
     return steps
 
 

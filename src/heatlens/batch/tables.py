@@ -8,10 +8,16 @@ from pathlib import Path
 
 from heatlens.batch.protocols import MadeMap
 from heatlens.files import atomic_file
+from heatlens.registry import STAGES
 
-MANIFEST = "vqa_manifest.csv"
+MANIFEST = STAGES["attn_map"].index
 MANIFEST_COLUMNS = ("image_path", "question", "answer")
 _SPECIAL = re.compile('[,"\r\n]')
+
+
+def index_of(stage: str) -> str:
+    """The file name of a stage's own table of all heat maps; for a stage that is not known here, the manifest."""
+    return STAGES[stage].index if stage in STAGES else MANIFEST
 
 
 def write_manifest(folder: Path, made: Iterator[MadeMap]) -> Path:

@@ -20,6 +20,7 @@ RESERVED = (
     "shards",
     "report",
     "vqa_manifest.csv",
+    "boxes.jsonl",
     "details.parquet",
     "details.csv",
     "failures.csv",

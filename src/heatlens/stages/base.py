@@ -1,4 +1,5 @@
-"""From a map on the patch grid to a final map in the picture's frame: what all stages share.
+"""What all stages share: from a map on the patch grid to a final map in the picture's frame, the picture's and the raw
+map's files.
 
 Order: patch grid -> the picture's frame (source coordinates, half-pixel centres) -> times body mask ->
 min-max inside the mask. Pixels that the model never saw (PREPROCESS=crop) count like pixels outside the body
@@ -8,19 +9,28 @@ for the range, and are marked in ``seen``.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from heatlens.batch.protocols import Placed, Statistic
+from heatlens.batch.protocols import Explanation, OutputFile, Placed, StageResult, Statistic
 from heatlens.cam.protocols import PatchGrid
 from heatlens.errors import ItemError
 from heatlens.images.bodymask import WORK_SIDE, body_mask
 from heatlens.images.film import Film
 from heatlens.images.geometry import FrameGeometry
+from heatlens.render.encode import encode_jpg, encode_npy, encode_png, encode_png16
 from heatlens.render.overlay import normalise, output_size, resize_film
+
+if TYPE_CHECKING:
+    from heatlens.config import Settings
+    from heatlens.questions.plan import HeatMap
+
+RAW_FOLDER = "raw/"
 
 # What every stage can say about a heat map, with types, for details.parquet.
 MAP_COLUMNS: Mapping[str, type] = {
@@ -133,3 +143,55 @@ def map_statistics(view: ImageView, grid_map: NDArray[np.float32], final: FinalM
         "peak_y": peak_y,
         "seen_fraction": np.count_nonzero(final.seen) / final.seen.size,
     }
+
+
+class MapStage(ABC):
+    """A stage that draws one picture per heat map, ``<output>.png`` (or ``.jpg``).
+
+    SAVE_RAW_CAM=true adds ``raw/<output>.npy``, the float32 map on the patch grid before mask and colours,
+    and ``raw/<output>.png``, the final map as 16-bit grey (0..65535 = 0..1).
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._longest = settings.output_size
+        self._mask_body = settings.enable_body_mask
+        self._raw = settings.save_raw_cam
+        self._suffix = settings.output_format
+
+    def expected_files(self, heat_map: HeatMap) -> tuple[str, ...]:
+        """The overlay, then the raw files if asked for."""
+        overlay = f"{heat_map.output}.{self._suffix}"
+        raw = f"{RAW_FOLDER}{heat_map.output}"
+        return (overlay, f"{raw}.npy", f"{raw}.png") if self._raw else (overlay,)
+
+    @property
+    def longest(self) -> int | None:
+        """Pixels of the film that :meth:`open_image` needs along the longer side; None for all."""
+        return pixels_needed(self._longest, mask_body=self._mask_body)
+
+    def open_image(self, film: Film, placed: Placed, grid: PatchGrid) -> ImageView:
+        """The film at output size with its body mask."""
+        return open_view(film, placed, grid, longest=self._longest, mask_body=self._mask_body)
+
+    def image_statistics(self, view: ImageView) -> Mapping[str, Statistic]:
+        """Geometry and body mask."""
+        return view.statistics()
+
+    def make(self, view: ImageView, heat_map: HeatMap, explanation: Explanation) -> StageResult:
+        """Draw and encode one heat map."""
+        paths = self.expected_files(heat_map)
+        if self._raw and heat_map.output.startswith(RAW_FOLDER):
+            raise ItemError("write", "an image in a folder named raw collides with the files of SAVE_RAW_CAM")
+        final = final_map(view, explanation.map)
+        drawn, own = self.draw(view, heat_map, final)
+        data = [encode_jpg(drawn) if self._suffix == "jpg" else encode_png(drawn)]
+        if self._raw:
+            data += [encode_npy(explanation.map), encode_png16(final.values)]
+        files = tuple(OutputFile(path, content) for path, content in zip(paths, data, strict=True))
+        return StageResult(files, {**map_statistics(view, explanation.map, final), **own})
+
+    @abstractmethod
+    def draw(
+        self, view: ImageView, heat_map: HeatMap, final: FinalMap
+    ) -> tuple[NDArray[np.uint8], Mapping[str, Statistic]]:
+        """The picture, uint8 RGB (h, w, 3), and the stage's own statistics beside MAP_COLUMNS."""
