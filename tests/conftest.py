@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,10 @@ import pytest
 # Two workers share the cores; more threads only fight. Also what makes sums repeatable.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
+
+# Whoever starts the tests in the background may have Ctrl-C ignored, and all that they start inherits it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No example is too slow on a busy machine; in CI the same examples every time.
 hypothesis.settings.register_profile("heatlens", deadline=None, derandomize="CI" in os.environ)
