@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -42,6 +43,6 @@ def test_a_job_sees_its_own_card_only(slurm: Slurm) -> None:
 
 def test_memory_is_limited(slurm: Slurm) -> None:
     script = slurm.folder / "eat.sh"
-    script.write_text(f"#!/usr/bin/env bash\nexec {sys.executable} -c 'len(bytearray(1 << 30))'\n")
+    script.write_text(f"#!/usr/bin/env bash\nexec {shlex.quote(sys.executable)} -c 'len(bytearray(1 << 30))'\n")
     job = slurm.sbatch(script, options=["--mem=200M"])
     assert slurm.wait(job, seconds=30)[0]["JobState"] == "OUT_OF_MEMORY"
