@@ -8,6 +8,11 @@ submitted=() # ID or ID;CLUSTER of what this call has submitted, for the message
 prefix=()    # KEY=value before a command: what of the environment had to be changed or is meant for it alone
 job=         # the last one submitted
 
+# usage: the comment at the head of the script that calls it.
+usage() {
+    awk 'NR > 1 && /^#/ { print substr($0, 3); next } NR > 1 { exit }' "${BASH_SOURCE[1]}"
+}
+
 # read_options WORD...: sets `shards` (empty: not said), `at_once`, `dry_run`, `parsable`, `arguments` (the stage's own)
 # and `extra` (sbatch's own options, after --).
 read_options() {

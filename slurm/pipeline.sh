@@ -22,10 +22,6 @@
 
 set -euo pipefail
 
-usage() {
-    awk 'NR > 1 && /^#/ { print substr($0, 3); next } NR > 1 { exit }' "${BASH_SOURCE[0]}"
-}
-
 root=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && printf '%s.' "$PWD") # the dot keeps a line break at the end
 root=${root%.}
 # shellcheck source-path=SCRIPTDIR source=lib.sh

@@ -19,10 +19,6 @@
 
 set -euo pipefail
 
-usage() {
-    awk 'NR > 1 && /^#/ { print substr($0, 3); next } NR > 1 { exit }' "${BASH_SOURCE[0]}"
-}
-
 root=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && printf '%s.' "$PWD") # the dot keeps a line break at the end
 root=${root%.}
 # shellcheck source-path=SCRIPTDIR source=lib.sh
@@ -36,7 +32,7 @@ if [[ ${1:---help} == --help || $1 == -h ]]; then
 fi
 name=$1
 shift
-file=configs/gemex/exp_01_vqa.conf
+file=$DEFAULT_CONFIG
 if (($#)) && [[ $1 != -* ]]; then
     file=$1
     shift

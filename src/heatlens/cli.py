@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,7 +113,7 @@ def _stage_main() -> Callable[[str, list[str]], int]:
 
 def show_config(argv: list[str]) -> int:
     """``heatlens config``: the documentation page, or every key's value and origin."""
-    from heatlens.config import KEYS, load_settings, parse_arguments, reference_markdown, split_stage
+    from heatlens.config import KEYS, reference_markdown, settings_of
     from heatlens.config_help import resolved_lines
 
     if argv in (["-h"], ["--help"]):
@@ -123,8 +122,7 @@ def show_config(argv: list[str]) -> int:
     if argv == ["--reference"]:
         print(reference_markdown(), end="")
         return 0
-    stage, argv = split_stage(argv)
-    settings = load_settings(*parse_arguments(stage, argv), os.environ, stage)
+    settings = settings_of(argv)
     for line in settings.announcements:
         print(f"note: {line}", file=sys.stderr)
     print("\n".join(resolved_lines(settings, KEYS)))

@@ -7,6 +7,7 @@ with its origin and what is allowed.
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = [
     "parse_arguments",
     "reference_markdown",
     "repository_root",
+    "settings_of",
     "split_stage",
 ]
 
@@ -223,6 +225,15 @@ def _exists(path: Path) -> bool:
 def build_parser(stage: str) -> KeyParser:
     """The command line of a stage: ``--config FILE.conf`` and one flag per key; ``--help`` lists them all."""
     return parser_for(stage, KEYS)
+
+
+def settings_of(argv: list[str]) -> Settings:
+    """The settings that a command about any stage is called with: ``[CONF] [--stage STAGE] [--key value ...]``.
+
+    Raises ConfigError as :func:`load_settings`.
+    """
+    stage, argv = split_stage(argv)
+    return load_settings(*parse_arguments(stage, argv), os.environ, stage)
 
 
 def split_stage(argv: list[str]) -> tuple[str, list[str]]:

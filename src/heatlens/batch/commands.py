@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heatlens.config import check_paths, load_settings, parse_arguments, split_stage
+from heatlens.config import check_paths, settings_of
 from heatlens.config_help import KeyParser
 from heatlens.errors import EXIT_OK, ConfigError, HeatlensError, StoppedEarly
 from heatlens.registry import find
@@ -105,8 +104,7 @@ def _rate(text: str) -> float:
 
 
 def _with_settings(argv: list[str], command: Callable[[Settings, StopSignals], int]) -> int:
-    stage, argv = split_stage(argv)
-    settings = load_settings(*parse_arguments(stage, argv), os.environ, stage)
+    settings = settings_of(argv)
     check_paths(settings)
 
     # After the checks: wrong settings must not wait for heavy imports.

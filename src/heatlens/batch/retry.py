@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from heatlens.config import Settings
 
-# A container launcher sets this to the command as its user typed it: paths inside a container mean nothing
-# to the reader of failures.csv.
+# docker/run_stage.sh sets this in a container to the line that continues the run outside: the program that runs in
+# there cannot be called from the host.
 HOST_COMMAND = "HEATLENS_HOST_COMMAND"
 
 # Not part of a retry: it must not move the results away, and it is for all shards together.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from heatlens.config import load_settings, parse_arguments, split_stage
+from heatlens.config import settings_of
 from heatlens.config_help import KeyParser
 from heatlens.doctor.findings import PROBLEM, WARNING, Finding, guarded
 from heatlens.errors import EXIT_ENVIRONMENT, EXIT_OK, ConfigError
@@ -49,8 +48,7 @@ def main(argv: list[str]) -> int:
         print(USAGE)
         return EXIT_OK
     options, rest = read_options(argv)
-    stage, rest = split_stage(rest)
-    settings = load_settings(*parse_arguments(stage, rest), os.environ, stage)
+    settings = settings_of(rest)
     found = []
     for finding in examine(settings, prove=options.prove):
         found.append(finding)

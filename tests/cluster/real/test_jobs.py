@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 
+import pandas as pd
 import pytest
 
 from tests.cluster.real.slurm import Slurm, run
@@ -34,6 +35,23 @@ def test_one_job_as_it_is_typed(slurm: Slurm, runs: Runs, image: str) -> None:
     slurm.wait(again)
     assert slurm.state(again) == "COMPLETED"
     assert products(results) == runs.reference(QUICK)
+
+
+def test_boxes_as_they_are_typed(slurm: Slurm, runs: Runs, image: str) -> None:
+    """The twin stage: its own submit script, logs and results, the same launcher."""
+    stage = runs.checkout / "Bounding_Box"
+    keys = runs.keys("unused", QUICK)
+    del keys["RESULTS_DIR"], keys["CONTAINER_RUNTIME"]
+    line = ["sbatch", "--parsable", *SMALL, "submit_bbox_gen.sh", CONF]
+    job = slurm.adopt(slurm.call(*line, cwd=stage, **keys))
+    log = stage / "logs" / f"bbox-{job}.out"
+    assert slurm.wait(job)[0]["JobState"] == "COMPLETED", log.read_text()
+    results = stage / "results" / "demo" / "exp_00_phantom"
+    boxes = pd.read_json(results / "boxes.jsonl", lines=True)
+    assert len(boxes) == int(QUICK["STOP_AFTER"])
+    assert boxes["boxes"].map(len).sum() > 0
+    assert all((results / overlay).is_file() for overlay in boxes["overlay"])
+    assert record(results)["container"]["image"] == image
 
 
 def test_the_sbatch_line_beats_the_file(slurm: Slurm, runs: Runs) -> None:
