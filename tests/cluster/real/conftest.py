@@ -61,10 +61,10 @@ def checkout(area: Path, image: str) -> Path:
     """A copy of the program with a slurm/site.conf, as it lies on a cluster's shared disk."""
     root = area / "checkout"
     for name in CHECKOUT:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, root / name, symlinks=True, ignore=IGNORED)
-    for name in ("logs", "results"):
-        (root / "Attention_Map" / name).mkdir()
+        shutil.copytree(ROOT / name, root / name, symlinks=True, ignore=IGNORED)
+    for stage in CHECKOUT[:2]:
+        for name in ("logs", "results"):
+            (root / stage / name).mkdir()
     (root / "slurm" / "site.conf").write_text(SITE.format(image=image))
     for path in root.rglob("*"):
         if not path.is_symlink():
