@@ -14,9 +14,9 @@ BASE = {
 FLOORS = [
     {"cli"},
     {"doctor"},
-    {"stages", "evaluate", "report", "notebook", "phantom", "cluster"},
+    {"stages", "evaluate", "export", "report", "notebook", "phantom", "cluster"},
     {"batch"},
-    {"models", "questions", "images", "boxes", "render"},
+    {"models", "questions", "images", "refine", "boxes", "render"},
     {"cam"},
     BASE,
 ]

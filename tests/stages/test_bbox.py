@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from heatlens.batch.annotated import annotated_box
 from heatlens.batch.ledger import HeatMapRecord
 from heatlens.batch.protocols import Explanation, MadeMap, Placed
 from heatlens.cam.protocols import PatchGrid
@@ -20,7 +21,7 @@ from heatlens.images.geometry import FrameGeometry, source_box_to_gemex
 from heatlens.questions.rows import Region
 from heatlens.render.boxes import ANNOTATED, FOUND
 from heatlens.stages.attn_map import AttnMapStage
-from heatlens.stages.bbox import BoxStage, annotated_box
+from heatlens.stages.bbox import BoxStage
 from tests.batch.kit import make_settings
 
 FRAME = (224, 224)

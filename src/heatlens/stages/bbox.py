@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from heatlens.batch.annotated import annotated_box
 from heatlens.batch.protocols import MadeMap, Statistic
 from heatlens.batch.tables import index_of, valid_text
 from heatlens.boxes.find import BoxRules, Found, FoundBox, find_boxes
 from heatlens.files import atomic_file
-from heatlens.images.geometry import gemex_box_to_source, source_box_to_gemex
-from heatlens.questions.rows import LETTERBOX_224, SOURCE, Box, Region
+from heatlens.images.geometry import source_box_to_gemex
+from heatlens.questions.rows import Region
 from heatlens.render.boxes import ANNOTATED, FOUND, Frame, draw_frames
 from heatlens.stages.base import MAP_COLUMNS, FinalMap, ImageView, MapStage
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from heatlens.questions.plan import HeatMap
 
 Size = tuple[int, int]
-RELATIVE = "relative"
 
 BOX_COLUMNS: Mapping[str, type] = {
     "box_count": int,
@@ -92,23 +92,6 @@ def boxes_line(one: MadeMap) -> dict[str, Any]:
         "boxes": json.loads(str(numbers["found_boxes"])),
         "reason": numbers["box_reason"],
     }
-
-
-def annotated_box(region: Region, size: Size) -> Box | None:
-    """A data set's box in pixels of the source (W, H), cut off at its border; None where there is none, where its frame
-    is not known, and where nothing of it lies in the image."""
-    if region.box is None:
-        return None
-    if region.frame == LETTERBOX_224:
-        box = gemex_box_to_source(region.box, size)
-    elif region.frame in (SOURCE, RELATIVE):
-        scale = size if region.frame == RELATIVE else (1, 1)
-        x1, x2 = (min(max(x * scale[0], 0.0), float(size[0])) for x in region.box[::2])
-        y1, y2 = (min(max(y * scale[1], 0.0), float(size[1])) for y in region.box[1::2])
-        box = (x1, y1, x2, y2)
-    else:
-        return None
-    return box if box[0] < box[2] and box[1] < box[3] else None
 
 
 def _found_frames(boxes: Sequence[FoundBox], region: str) -> list[Frame]:
