@@ -23,10 +23,12 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     The temporary lies in the same folder so that the rename never crosses a file system.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{path.suffix}")
-    # Not mkstemp: its files are 0600, and asking for the umask to mend that means setting it, for all threads.
-    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), 0o666)
+    try:
+        handle = _create(temporary)
+    except FileNotFoundError:  # the folder is nearly always there
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = _create(temporary)
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
@@ -37,6 +39,12 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         with suppress(FileNotFoundError):
             temporary.unlink()
         raise
+
+
+def _create(path: Path) -> int:
+    """A new file's handle. Not mkstemp: its files are 0600, and asking for the umask to mend that means setting it, for
+    all threads."""
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), 0o666)
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:

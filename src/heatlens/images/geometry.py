@@ -8,6 +8,7 @@ corners instead would shift a 14 x 14 map by 7.5 of 224 pixels at the edges.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +26,7 @@ _BAND = 2**15
 """elements of a band of a map, which stays in the processor's cache"""
 
 Points = NDArray[np.float64]
+_Axis = tuple[NDArray[np.intp], Points]
 Size = tuple[int, int]
 Box = tuple[float, float, float, float]
 
@@ -105,16 +107,13 @@ class FrameGeometry:
         """
         if values.shape != (grid.rows, grid.cols):
             raise ValueError(f"the map is {values.shape}, its grid {grid.rows}x{grid.cols}")
-        low, share, seen_x = self._axis(0, output[0], grid.cols, grid.stride[1], grid.offset[1])
-        wide = _interpolated(values.astype(np.float64), low, share)
-        low, share, seen_y = self._axis(1, output[1], grid.rows, grid.stride[0], grid.offset[0])
-        full = _rows_between(wide, low, share)
-        seen = seen_y[:, None] & seen_x[None, :]
+        across, down, seen = _axes(self, grid, output)
+        full = _rows_between(_interpolated(values.astype(np.float64), *across), *down)
         if not seen.all():
             full[~seen] = 0.0
         return full, seen
 
-    def _axis(
+    def axis(
         self, axis: int, pixels: int, cells: int, stride: float, offset: float
     ) -> tuple[NDArray[np.intp], Points, NDArray[np.bool_]]:
         """Along one axis, per output pixel: the cell before it, the share of the next one, and does the frame show
@@ -128,6 +127,16 @@ class FrameGeometry:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the record."""
         return asdict(self)
+
+
+@lru_cache(maxsize=4)
+def _axes(geometry: FrameGeometry, grid: PatchGrid, output: Size) -> tuple[_Axis, _Axis, NDArray[np.bool_]]:
+    """What all maps of an image share: both axes, and what the model saw (h, w), which is not to be written to."""
+    low_x, share_x, seen_x = geometry.axis(0, output[0], grid.cols, grid.stride[1], grid.offset[1])
+    low_y, share_y, seen_y = geometry.axis(1, output[1], grid.rows, grid.stride[0], grid.offset[0])
+    seen = seen_y[:, None] & seen_x[None, :]
+    seen.setflags(write=False)
+    return (low_x, share_x), (low_y, share_y), seen
 
 
 def _interpolated(values: Points, low: NDArray[np.intp], share: Points) -> Points:
