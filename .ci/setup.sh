@@ -41,5 +41,9 @@ if [[ -n ${TORCH_INDEX:-} ]]; then
     "${pip[@]}" --index-url "$TORCH_INDEX" 'torch>=2.4,<3' 'torchvision>=0.19,<1'
 fi
 "${pip[@]}" -e '.[test,quality]'
+# pydensecrf2 is compiled. Where it cannot be, everything else still works.
+if ! "${pip[@]}" -e '.[crf]' >/dev/null 2>&1; then
+    printf 'setup: dense CRF is left out and its tests are skipped: its package was not compiled (apt install g++ python3-dev)\n'
+fi
 printf '%s\n' "$wanted" >"$stamp"
 printf 'setup: done\n'

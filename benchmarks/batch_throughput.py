@@ -36,6 +36,7 @@ from cam_speed import QUESTIONS, RANDOM_MODEL, load
 from heatlens.batch.explainer import ModelExplainer
 from heatlens.batch.ledger import LedgerWriter
 from heatlens.batch.openers import FilmReader, Opener, start_decoders
+from heatlens.batch.parts import available_cores, worker_counts
 from heatlens.batch.pipeline import make_all
 from heatlens.batch.protocols import Explanation
 from heatlens.batch.signals import StopSignals
@@ -307,16 +308,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--methods", nargs="+", default=["GradCAM", "LeGrad"])
     parser.add_argument("--k", type=int, default=300)
-    parser.add_argument("--images", type=int, help="default 1 (engine), 16 (runner)")
+    parser.add_argument("--images", type=int, help="default 1 (engine), 32 (runner)")
     parser.add_argument("--questions", type=int, default=10)
     parser.add_argument("--output-size", default="1024")
     parser.add_argument("--rounds", type=int, help="default 2 (engine), 5 (runner)")
-    parser.add_argument("--readers", type=int, default=1)
-    parser.add_argument("--writers", type=int, default=os.cpu_count())
+    parser.add_argument("--readers", type=int, help="default: as many as a run takes")
+    parser.add_argument("--writers", type=int, help="default: as many as a run takes")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch; default: all cores")
     parser.add_argument("--opencv-threads", type=int, help="of this process; default: OpenCV's own")
     args = parser.parse_args()
-    args.images = args.images or (1 if args.kind == "engine" else 16)
+    readers, writers = worker_counts(None, available_cores(), gpu=args.device != "cpu")
+    args.readers = readers if args.readers is None else args.readers
+    args.writers = writers if args.writers is None else args.writers
+    args.images = args.images or (1 if args.kind == "engine" else 32)
     args.rounds = args.rounds or (2 if args.kind == "engine" else 5)
     return args
 

@@ -35,6 +35,8 @@ __all__ = [
     "split_stage",
 ]
 
+# Data sets that are written on first use, and where below .demo/ of the repository.
+DEMO_FOLDERS = {"phantom": "phantom", "phantom_findings": "held_out"}
 STAGE_FOLDERS = {"attn_map": "Attention_Map", "bbox": "Bounding_Box"}
 
 
@@ -165,16 +167,12 @@ def _cross_check(values: Mapping[str, Any], given: Mapping[str, _Given], problem
     if shards is not None and index is not None and index >= shards:
         place = given["SHARD_INDEX"].place
         problems.append(f"SHARD_INDEX={index} ({place}): allowed: 0 to {shards - 1}, as NUM_SHARDS={shards}")
-    # To offer dense CRF, drop these lines.
-    if values.get("skip_crf") is False:
-        place = given["SKIP_CRF"].place
-        problems.append(f"SKIP_CRF=false ({place}): dense CRF is not in this version; allowed: true")
 
 
 def _fill_paths(values: dict[str, Any], conf: Path | None, root: Path, stage: str) -> None:
     """The defaults that depend on where the .conf lies."""
-    if values["dataset_path"] is None and values["dataset"] == "phantom":
-        values["dataset_path"] = root / ".demo" / "phantom"
+    if values["dataset_path"] is None and values["dataset"] in DEMO_FOLDERS:
+        values["dataset_path"] = root / ".demo" / DEMO_FOLDERS[values["dataset"]]
     if values["results_dir"] is None:
         values["results_dir"] = root / STAGE_FOLDERS.get(stage, stage) / "results" / _experiment(conf, root)
 
@@ -209,7 +207,7 @@ def check_paths(settings: Settings) -> None:
     path, root = settings.dataset_path, settings.image_root
     if path is None:
         problems.append("DATASET_PATH is not set: give the data set's file, folder or glob")
-    elif settings.dataset != "phantom" and not _exists(path):
+    elif settings.dataset not in DEMO_FOLDERS and not _exists(path):
         problems.append(f"DATASET_PATH={path} ({settings.origins.get('DATASET_PATH')}): no such file or folder")
     if root is not None and not root.is_dir():
         problems.append(f"IMAGE_ROOT={root} ({settings.origins.get('IMAGE_ROOT')}): no such folder")

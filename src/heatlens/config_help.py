@@ -49,8 +49,9 @@ folder (a `.conf` outside any `configs/`: at its own folder); in a flag or the e
 current folder. `~` is the home folder.
 
 **Fixed** marks the keys that finished work depends on (`attn_map`, `bbox`: that of this stage, because the
-other does not read the key): with another value, a results folder is not continued but refused, and the keys
-that differ are named. The others may change: `STOP_AFTER=5` grows into the full run.
+other does not read the key; `unless SKIP_CRF`: only while that key is false): with another value, a results
+folder is not continued but refused, and the keys that differ are named. The others may change:
+`STOP_AFTER=5` grows into the full run.
 """
 
 
@@ -144,6 +145,7 @@ def key_table(keys: Iterable[Key]) -> str:
     for key in keys:
         default = f"`{key.default}`" if key.default else ""
         fixed = "yes" if key.fixed == EVERY_STAGE else key.fixed and f"`{key.fixed}`"
+        fixed += f", unless `{key.unless}`" if fixed and key.unless else ""
         cells = [f"`{key.name}`", default, _cell(key.allowed), _cell(key.help), fixed]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"

@@ -306,6 +306,8 @@ class Key:
     group: str
     fixed: str = ""
     """for whose finished work the value counts: EVERY_STAGE, one stage's name, or "" for none"""
+    unless: str = ""
+    """a true/false key: while that one is true, nothing reads this one"""
 
     @property
     def flag(self) -> str:

@@ -1,7 +1,7 @@
 """The table of configuration keys: every key once, as the typed model :class:`Settings`.
 
 One attribute per key: its kind (type and allowed range), default as text, help, group, and ``fixed`` when
-finished work depends on it: of every stage, or of the one that it names.
+finished work depends on it: of every stage, or of the one that it names (``unless`` another key is true).
 :mod:`heatlens.config` fills it; :data:`KEYS` is the same table by name.
 """
 
@@ -57,11 +57,12 @@ THRESHOLD = Text(
 UMASK = Text("three or four octal digits", "[0-7]{3,4}")
 
 
-def _key(group: str, kind: Kind, default: str, text: str, *, fixed: bool | str = False) -> Any:
+def _key(group: str, kind: Kind, default: str, text: str, *, fixed: bool | str = False, unless: str = "") -> Any:
     """A field that is a key. ``fixed``: finished work made with another value cannot be continued; of one stage only,
-    if it is that stage's name, because the others do not read the key."""
+    if it is that stage's name, because the others do not read the key. ``unless``: a key that, while it is true, makes
+    this one mean nothing."""
     whose = fixed if isinstance(fixed, str) else EVERY_STAGE if fixed else ""
-    extra: Any = {"kind": kind, "text": default, "group": group, "fixed": whose}
+    extra: Any = {"kind": kind, "text": default, "group": group, "fixed": whose, "unless": unless}
     return Field(default=kind.read(default, Path()), description=text, json_schema_extra=extra)
 
 
@@ -125,7 +126,28 @@ class Settings(BaseModel):
     enable_body_mask: bool = _key("map", Truth(), "true",
         "no heat outside the body (text, markers, air)", fixed=True)
     skip_crf: bool = _key("map", Truth(), "true",
-        "false: refine the map's edges with a dense CRF (not in this version)", fixed=True)
+        "false: move the map's borders to the film's edges with a dense CRF", fixed=True)
+    crf_gaussian_sxy: float = _key("map", Number(1, 1000), "3",
+        "CRF: how far a pixel pulls its neighbours along, whatever they look like, in pixels at CRF_SIZE",
+        fixed=True, unless="SKIP_CRF")
+    crf_gaussian_compat: float = _key("map", Number(0, 100), "3",
+        "CRF: strength of that pull", fixed=True, unless="SKIP_CRF")
+    crf_bilateral_sxy: float = _key("map", Number(1, 1000), "60",
+        "CRF: how far a pixel pulls those along that look like it, in pixels at CRF_SIZE",
+        fixed=True, unless="SKIP_CRF")
+    crf_bilateral_srgb: float = _key("map", Number(1, 255), "5",
+        "CRF: by how many grey levels of 255 alike pixels may differ", fixed=True, unless="SKIP_CRF")
+    crf_bilateral_compat: float = _key("map", Number(0, 100), "5",
+        "CRF: strength of that pull", fixed=True, unless="SKIP_CRF")
+    crf_tau: float = _key("map", Number(0.01, 100), "1.05",
+        "CRF: the map's own say is divided by this: less trusts the map more", fixed=True, unless="SKIP_CRF")
+    crf_eps: float = _key("map", Number(1e-12, 0.1), "1e-08",
+        "CRF: added before logarithms; bounds what the hottest and coldest pixels say",
+        fixed=True, unless="SKIP_CRF")
+    crf_steps: int = _key("map", Whole(1, 100), "5", "CRF: mean-field steps", fixed=True, unless="SKIP_CRF")
+    crf_size: int = _key("map", Whole(16, 2048), "448",
+        "CRF: longest side in pixels that it is computed at, never more than the overlay's",
+        fixed=True, unless="SKIP_CRF")
     save_raw_cam: bool = _key("map", Truth(), "false",
         "also write raw/: the patch-grid map (.npy, float32) and the final map (16-bit grey PNG)", fixed=True)
 
@@ -185,6 +207,14 @@ class Settings(BaseModel):
             if not key.kind.accepts(getattr(self, key.name.lower())):
                 raise ValueError(f"{key.name}: allowed: {key.allowed}")
         return self
+
+    def fixed_for(self, stage: str) -> dict[str, Any]:
+        """KEY -> value of what work finished by ``stage`` depends on, without keys that another one switches off."""
+        return {
+            name: getattr(self, name.lower())
+            for name, key in KEYS.items()
+            if key.fixed_for(stage) and not (key.unless and getattr(self, key.unless.lower()))
+        }
 # fmt: on
 
 
@@ -200,6 +230,7 @@ def _table() -> dict[str, Key]:
                 help=field.description or "",
                 group=extra["group"],
                 fixed=extra["fixed"],
+                unless=extra["unless"],
             )
             table[key.name] = key
     return table

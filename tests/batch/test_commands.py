@@ -112,6 +112,20 @@ def test_merge_names_unfinished_shards_and_makes_lost_tables_again(words, tmp_pa
     assert merge_command([*words, "--num-shards", "2"]) == EXIT_OK  # nothing left to do
 
 
+def test_merge_finds_the_number_of_shards_by_itself(words, tmp_path, capsys):
+    results = tmp_path / "results"
+    assert main(["run", "attn_map", *words, "--num-shards", "2", "--shard-index", "0"]) == EXIT_OK
+    capsys.readouterr()
+    assert merge_command(words) == EXIT_STOPPED
+    assert "not finished: shard 1 of 2" in capsys.readouterr().out
+    assert main(["run", "attn_map", *words, "--num-shards", "2", "--shard-index", "1"]) == EXIT_OK
+    tables = {name: (results / name).read_bytes() for name in ("vqa_manifest.csv", "failures.csv")}
+    for name in (*tables, "run.json"):
+        (results / name).unlink()
+    assert merge_command(words) == EXIT_OK
+    assert {name: (results / name).read_bytes() for name in tables} == tables
+
+
 def as_on_a_gpu(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A finished run whose precision and batch size were resolved on a GPU, and its command for a node without one."""
     monkeypatch.setattr(Parts, "resolved", lambda self: ("fp16", 128))

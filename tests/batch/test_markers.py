@@ -52,6 +52,7 @@ def test_a_number_of_shards_that_is_all_finished(tmp_path):
     for index in range(4):
         finish(tmp_path, index, 4)
     assert best_count(tmp_path, "plan") == 4
+    assert best_count(tmp_path, "another plan") == 4  # unfinished, and the only one
     finish(tmp_path, 0, 2)
     assert best_count(tmp_path, "plan") == 4
     finish(tmp_path, 1, 2)
@@ -73,6 +74,7 @@ def test_a_damaged_marker_counts_for_nothing(tmp_path, content):
     folder = finish(tmp_path, 0, 1)
     (folder / "done.json").write_bytes(content)
     assert finished_shards(tmp_path, "plan", 1) == set()
+    finish(tmp_path, 0, 2)
     assert best_count(tmp_path, "plan") is None
 
 

@@ -64,9 +64,14 @@ def test_every_key_has_help_and_a_default_in_its_range(name: str, tmp_path: Path
     assert value_text(value) == key.default
 
 
+PUBLISHED_CRF = {
+    "gaussian_sxy": 3, "gaussian_compat": 3, "bilateral_sxy": 60, "bilateral_srgb": 5, "bilateral_compat": 5,
+    "tau": 1.05, "eps": 1e-8, "steps": 5, "size": 448,
+}  # fmt: skip
 IN_FINGERPRINT = {
     "DATASET", "PROMPT_TEMPLATE", "REGIONS", "TARGET_LAYER", "PREPROCESS", "PRECISION", "BATCH_SIZE", "CAM_VERSION",
     "TOPK", "RISE_MASKS", "COMPILE", "ENABLE_BODY_MASK", "SKIP_CRF", "SAVE_RAW_CAM", "OUTPUT_SIZE", "OUTPUT_FORMAT",
+    *(f"CRF_{name.upper()}" for name in PUBLISHED_CRF),
 }  # fmt: skip
 OF_ONE_STAGE = {
     "attn_map": {"ALPHA", "COLORMAP", "BACKGROUND"},
@@ -152,6 +157,9 @@ def test_values_that_are_understood(key: str, text: str, value: object) -> None:
         ("MODEL", "", "demo, hf-hub:"),
         ("MODEL", "biomedclip", "demo, hf-hub:"),
         ("NUM_SHARDS", "0", "1 to 100000"),
+        ("CRF_EPS", "0", "1e-12 to 0.1"),
+        ("CRF_BILATERAL_SXY", "0", "1 to 1000"),
+        ("CRF_SIZE", "4000", "16 to 2048"),
         *(
             ("BOX_THRESHOLD", text, "otsu; a share of the map's maximum between 0 and 1")
             for text in ("2", "0", "0.0", "1", "p100", "p", "95", "otsu0.5", "-0.5", "p-5", "")
@@ -177,8 +185,19 @@ def test_any_text_is_a_value_in_range_or_a_config_error(text: str, name: str) ->
         assert KEYS[name].kind.accepts(getattr(settings, name.lower()))
 
 
-def test_skip_crf_false_says_plainly_that_it_is_not_there() -> None:
-    assert "dense CRF is not in this version" in error_of(SKIP_CRF="false")
+def test_dense_crf_with_its_published_numbers() -> None:
+    settings = load(SKIP_CRF="false")
+    assert {name: getattr(settings, f"crf_{name}") for name in PUBLISHED_CRF} == PUBLISHED_CRF
+
+
+@pytest.mark.parametrize("stage", ["attn_map", "bbox"])
+def test_crf_keys_count_only_where_a_crf_is_asked_for(stage: str) -> None:
+    keys = {f"CRF_{name.upper()}" for name in PUBLISHED_CRF}
+    without, with_it = load().fixed_for(stage), load(SKIP_CRF="false").fixed_for(stage)
+    assert set(with_it) - set(without) == keys
+    assert load(CRF_TAU="2", CRF_STEPS="1").fixed_for(stage) == without
+    assert load(SKIP_CRF="false", CRF_TAU="2").fixed_for(stage) == {**with_it, "CRF_TAU": 2.0}
+    assert set(without) == {name for name, key in KEYS.items() if key.fixed_for(stage)} - keys
 
 
 def test_all_errors_are_reported_together_each_with_its_place(conf: Path) -> None:

@@ -79,12 +79,27 @@ def test_setup_is_done_once_until_pyproject_changes(checkout: Checkout) -> None:
     for _ in range(2):
         done = checkout.make("setup")
         assert (done.returncode, done.stderr) == (0, "")
-    install = "-m|pip|--disable-pip-version-check|install|--quiet|-e|.[test,quality]|STOP_AFTER=unset"
-    assert checkout.calls == ["-m|venv|.venv|STOP_AFTER=unset", install]
+    pip = "-m|pip|--disable-pip-version-check|install|--quiet|-e"
+    installs = [f"{pip}|.[test,quality]|STOP_AFTER=unset", f"{pip}|.[crf]|STOP_AFTER=unset"]
+    assert checkout.calls == ["-m|venv|.venv|STOP_AFTER=unset", *installs]
     with (checkout.root / "pyproject.toml").open("a") as stream:
         stream.write("\n# changed\n")
     assert checkout.make("setup").returncode == 0
-    assert checkout.calls[2:] == [install]
+    assert checkout.calls[3:] == installs
+
+
+def test_setup_goes_on_without_a_compiler(checkout: Checkout) -> None:
+    text = STUB.replace(
+        "if [[ $2 == venv ]]",
+        "if [[ $* == *'[crf]'* ]]; then echo 'error: no g++' >&2; exit 1; fi\nif [[ $2 == venv ]]",
+    )
+    (checkout.bin / "python3").write_text(text)
+    done = checkout.make("setup")
+    assert (done.returncode, done.stderr) == (0, "")
+    (line,) = [line for line in done.stdout.splitlines() if "CRF" in line]
+    assert line.startswith("setup: dense CRF is left out and its tests are skipped")
+    assert done.stdout.rstrip().endswith("setup: done")
+    assert checkout.make("setup").stdout == ""  # and is not tried again
 
 
 def test_setup_with_another_environment_python_and_torch_index(checkout: Checkout, tmp_path: Path) -> None:

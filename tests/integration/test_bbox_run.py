@@ -97,7 +97,25 @@ def test_box_keys_are_fixed_and_colours_are_not(whole, folder):
     assert whole[0].tree() == before
 
 
-def test_crf_is_refused_for_boxes_too(folder):
-    refused = run(folder, "never", "--skip-crf", "false")[1]
-    assert (refused.returncode, "SKIP_CRF" in refused.stderr) == (2, True)
-    assert not (folder / "never").exists()
+def test_crf_keys_mean_nothing_to_a_run_without_it(whole, folder):
+    before = whole[0].tree()
+    again = run(folder, "run", "--crf-tau", "3", "--crf-size", "64")[1]
+    assert (again.returncode, "loading the model" in again.stdout) == (0, False), again.stderr
+    assert whole[0].tree() == before
+
+
+def test_boxes_of_refined_maps(whole, folder):
+    pytest.importorskip("pydensecrf.densecrf")
+    results, done = run(folder, "refined", "--skip-crf", "false")
+    assert done.returncode == 0, done.stderr
+    assert len(results.details) == len(whole[0].details)
+    assert results.details["found_boxes"].tolist() != whole[0].details["found_boxes"].tolist()
+    for _, row in results.details.iterrows():
+        assert all(edge >= 0 for box in json.loads(row["found_boxes"]) for edge in box["xyxy"])
+    two, done = run(folder, "refined", "--skip-crf", "false", "--crf-tau", "2")
+    assert done.returncode == 2
+    assert "CRF_TAU: 1.05 -> 2.0" in done.stderr
+    assert "CRF_SIZE" not in done.stderr
+    assert two.tree() == results.tree()
+    changed = run(folder, "run", "--skip-crf", "false")[1]
+    assert (changed.returncode, "SKIP_CRF: true -> false" in changed.stderr) == (2, True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 
-from heatlens.questions.expand import BadRow, ImageTask, expand, image_of, shares
+from heatlens.questions.expand import BadRow, ImageTask, expand, shares, usable_image
 from heatlens.questions.outputs import output_bases
 from heatlens.questions.rows import QuestionRow
 from heatlens.questions.select import RowFacts, RowFilter, Selection, rank
@@ -29,6 +29,12 @@ class Expected:
             if shard == index:
                 mine.append(place)
         return [self.tasks[place] for place in sorted(mine)]
+
+
+def image_of(row: QuestionRow) -> tuple[str | None, str]:
+    """(canonical path or None, why the row cannot be used or "")."""
+    image, fault = usable_image(row.image_path)
+    return image, row.error or (f"{row.source}: {fault}" if fault else "")
 
 
 def weight(task: ImageTask) -> int:

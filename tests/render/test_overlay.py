@@ -8,8 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heatlens.registry import COLORMAPS
-from heatlens.render.colormaps import JET, colour_table, colourise
-from heatlens.render.overlay import blend, normalise, output_size, resize_film
+from heatlens.render.colormaps import JET, colour_table, colourise, levels_of
+from heatlens.render.overlay import (
+    blend,
+    levels_between,
+    normalise,
+    output_size,
+    resize_film,
+    stretched,
+    value_range,
+)
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (64, 80), dtype=np.uint8)
@@ -79,6 +87,31 @@ def test_a_small_map_is_not_a_constant_one():
     scaled, constant = normalise(VALUES * np.float32(1e-20), MASK)
     assert not constant
     assert scaled.max() == 1
+
+
+@given(
+    low=st.floats(-1e3, 1e3), span=st.floats(1e-2, 1e4), seed=st.integers(0, 99), share=st.sampled_from([0.02, 0.5, 1])
+)
+def test_levels_are_those_of_the_stretched_map(low, span, seed, share):
+    rng = np.random.default_rng(seed)
+    values = (low + span * rng.random((20, 30))).astype(np.float32)
+    mask = rng.random((20, 30)) < share
+    mask[3, 4:6] = True
+    found = value_range(values, mask)
+    assert found == (values[mask].min(), values[mask].max())
+    levels = levels_between(values, mask, *found)
+    assert levels.dtype == np.uint8
+    assert np.abs(levels - 255 * stretched(values, mask, *found).astype(float)).max() <= 0.502
+    assert (levels[~mask] == 0).all()
+    assert (levels[mask].min(), levels.max()) == (0, 255)
+
+
+def test_levels_far_from_zero_keep_their_order():
+    """A small range on a high base: what single precision leaves of it is used, not multiplied away."""
+    values = (1000 + np.linspace(0, 0.01, 600).reshape(20, 30)).astype(np.float32)
+    mask = np.ones((20, 30), bool)
+    found = value_range(values, mask)
+    assert np.array_equal(levels_between(values, mask, *found), levels_of(stretched(values, mask, *found)))
 
 
 def test_an_empty_mask_is_constant():

@@ -134,8 +134,8 @@ def test_body_mask_suppresses_heat_on_markers_and_range_is_taken_inside(tmp_path
     assert tuple(overlay[30, 10]) == (250, 250, 250)  # the film, bare
     assert len(set(overlay[200, 200].tolist())) > 1  # a colour
     view = opened(stage, picture)
-    assert 0.5 < view.body_fraction < 0.9
-    assert view.whole_film is False
+    assert 0.5 < view.statistics()["body_fraction"] < 0.9
+    assert view.statistics()["whole_film"] is False
 
 
 def test_a_film_that_fills_the_frame_is_not_cut(tmp_path):

@@ -41,7 +41,8 @@ MERGE_USAGE = """\
 usage: heatlens merge [CONF] [--stage STAGE] [--key value ...]
 
 Write vqa_manifest.csv, details.parquet, failures.csv and run.json of a run whose shards are all finished. The shard
-that finishes last does this by itself; a job that waits for all of them makes sure. NUM_SHARDS as in the run.
+that finishes last does this by itself; a job that waits for all of them makes sure. Where NUM_SHARDS is not given, a
+finished division into shards is looked for.
 
 Exit codes: 0 done, 3 too many failures, 75 shards are unfinished (they are named), 2 and 4 as in a run."""
 
@@ -168,6 +169,7 @@ def _measured(request: Request, plan: Plan, images: int, stop: StopSignals) -> d
 def _merge(settings: Settings, stop: StopSignals) -> int:
     from heatlens.batch.closing import merge_only
     from heatlens.batch.job import prepare
+    from heatlens.batch.markers import best_count
     from heatlens.batch.parts import Parts
 
     results: Path = settings.results_dir
@@ -176,4 +178,7 @@ def _merge(settings: Settings, stop: StopSignals) -> int:
     stage = find("stage", settings.stage).load()(settings)
     # OVERWRITE would move away what is to be merged.
     settings = settings.model_copy(update={"overwrite": False})
-    return merge_only(prepare(settings, stage, Parts(settings), stop, device=False), stop)
+    job = prepare(settings, stage, Parts(settings), stop, device=False)
+    if settings.origins.get("NUM_SHARDS") == "default" and (count := best_count(results, job.plan.digest)):
+        job = job.cut_into(count)
+    return merge_only(job, stop)

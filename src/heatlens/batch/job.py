@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,11 @@ class Job:
         """This process's part of ``shards/``."""
         return self.results / "shards" / "{:04d}-of-{:04d}".format(*self.shard)
 
+    def cut_into(self, shards: int) -> Job:
+        """The same run with another NUM_SHARDS, at its first shard."""
+        settings = self.settings.model_copy(update={"num_shards": shards, "shard_index": 0})
+        return replace(self, request=replace(self.request, settings=settings))
+
 
 def prepare(settings: Settings, stage: Stage, parts: Parts, stop: StopSignals, *, device: bool = True) -> Job:
     """Check what is asked, claim the results folder, and plan.
@@ -114,11 +119,9 @@ def prepare(settings: Settings, stage: Stage, parts: Parts, stop: StopSignals, *
 def _fingerprint(
     settings: Settings, stage: Stage, digest: str, weights: dict[str, Any], precision: str, batch_size: int
 ) -> dict[str, Any]:
-    from heatlens.config import KEYS
-
     return make_fingerprint(
         stage=stage.name,
-        settings={name: getattr(settings, name.lower()) for name, key in KEYS.items() if key.fixed_for(stage.name)},
+        settings=settings.fixed_for(stage.name),
         data_digest=digest,
         weights=weights,
         precision=precision,

@@ -78,11 +78,12 @@ def finished_shards(results: Path, plan_digest: str, count: int) -> set[int]:
 
 
 def best_count(results: Path, plan_digest: str) -> int | None:
-    """A number of shards all of which are finished with this plan, the smallest; None when there is none."""
+    """A number of shards all of which are finished with this plan, the smallest; else the only number of shards that
+    the folder knows; None when there is none or are several."""
     present: dict[int, int] = {}
     for _, count in shard_folders(results):
         present[count] = present.get(count, 0) + 1
     for count in sorted(present):
         if present[count] == count and len(finished_shards(results, plan_digest, count)) == count:
             return count
-    return None
+    return min(present) if len(present) == 1 else None

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from heatlens.questions.plan import Plan
     from heatlens.questions.rows import Reader
 
+WAITING = 2
+"""writers that wait for the disk while the others work"""
+
 
 class Parts:
     """Reader, plan, films, weights and model as the settings name them."""
@@ -129,14 +132,15 @@ def worker_counts(num_workers: int | None, cores: int, gpu: bool) -> tuple[int, 
     """(decoder processes, writer threads) for NUM_WORKERS, by the number of cores where it is empty.
 
     On a CPU the model takes the cores, and a film is decoded in a hundredth of the time that it is explained in.
-    On a GPU they are free, and writing takes most of them.
+    On a GPU they are free, and writing takes most of them. There are more writers than cores for them, because some
+    always wait for the disk.
     """
     if num_workers is not None:
         return num_workers, max(1, num_workers)
     if gpu:
         readers = max(1, cores // 4)
-        return readers, max(2, cores - readers)
-    return (1 if cores <= 4 else 2), max(2, cores)
+        return readers, max(2, cores - readers) + WAITING
+    return (1 if cores <= 4 else 2), max(2, cores) + WAITING
 
 
 def available_cores() -> int:

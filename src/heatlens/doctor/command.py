@@ -85,6 +85,7 @@ def _checks(prove: bool) -> list[Check]:
     return [
         ("Python", machine.packages),
         ("OpenCV", machine.opencv),
+        ("dense CRF", machine.dense_crf),
         ("processor", machine.processor),
         ("memory", machine.memory),
         ("bash", machine.bash),

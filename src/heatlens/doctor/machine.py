@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import heatlens
 from heatlens.doctor.findings import OK, PROBLEM, WARNING, Finding
+from heatlens.errors import SetupError
 
 if TYPE_CHECKING:
     from heatlens.config import Settings
@@ -113,6 +114,20 @@ def opencv(_settings: Settings) -> Iterator[Finding]:
         return
     if len(found) <= 1:
         yield Finding("OpenCV", OK, f"{found[0] if found else 'cv2'} {cv2.__version__}")
+
+
+def dense_crf(settings: Settings) -> Iterator[Finding]:
+    """The package that SKIP_CRF=false needs; nothing where it is not asked for."""
+    from heatlens.refine.crf import INSTALL, require_package
+
+    if settings.skip_crf:
+        return
+    try:
+        require_package()
+    except SetupError as error:
+        yield Finding("dense CRF", PROBLEM, str(error).partition(": ")[0], INSTALL)
+    else:
+        yield Finding("dense CRF", OK, f"pydensecrf2 {installed().get('pydensecrf2', 'is here')}")
 
 
 def processor(_settings: Settings) -> Iterator[Finding]:

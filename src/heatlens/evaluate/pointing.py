@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from heatlens.render.peak import peak
+
 FRAME = 224  # tolerances are in pixels of a film scaled so that its longer side is this
 
 
@@ -33,13 +35,6 @@ def mask_distance(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
         raise ValueError("the mask is empty: nothing can be pointed at")
     outside = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return (outside * (FRAME / max(mask.shape))).astype(np.float32)
-
-
-def peak(values: NDArray[np.float32]) -> tuple[int, int]:
-    """(x, y) of the maximum; of the middle pixel among equals, so that a plateau does not point at its corner."""
-    rows, cols = np.nonzero(values == values.max())
-    middle = len(rows) // 2
-    return int(cols[middle]), int(rows[middle])
 
 
 def point(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> Outcome:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -108,10 +109,21 @@ class FrameGeometry:
         if values.shape != (grid.rows, grid.cols):
             raise ValueError(f"the map is {values.shape}, its grid {grid.rows}x{grid.cols}")
         across, down, seen = _axes(self, grid, output)
-        full = _rows_between(_interpolated(values.astype(np.float64), *across), *down)
+        exact = values.astype(np.float64)
+        # Along an axis that the frame shows from end to end, cells and pixels lie as in a plain resize.
+        if self._spans(1, grid.rows * grid.stride[0], grid.offset[0]):
+            full = _resized(_interpolated(exact, *across), output)
+        elif self._spans(0, grid.cols * grid.stride[1], grid.offset[1]):
+            full = _resized(_interpolated(exact.T, *down).T, output)
+        else:
+            full = _rows_between(_interpolated(exact, *across), *down)
         if not seen.all():
             full[~seen] = 0.0
         return full, seen
+
+    def _spans(self, axis: int, cells: float, offset: float) -> bool:
+        """Do source, frame and the grid (``cells``: its cells times its stride) begin and end alike along an axis?"""
+        return self.corner[axis] == offset == 0 and self.content[axis] == self.frame[axis] == cells
 
     def axis(
         self, axis: int, pixels: int, cells: int, stride: float, offset: float
@@ -143,6 +155,12 @@ def _interpolated(values: Points, low: NDArray[np.intp], share: Points) -> Point
     """Between the columns of ``values`` (rows, cols): (rows, pixels)."""
     high = np.minimum(low + 1, values.shape[1] - 1)
     return values[:, low] * (1 - share) + values[:, high] * share
+
+
+def _resized(values: Points, size: Size) -> NDArray[np.float32]:
+    """Bilinear between cell centres, constant beyond the outermost: OpenCV's plain resize, to single precision."""
+    resized = cv2.resize(values.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+    return np.asarray(resized, dtype=np.float32)
 
 
 def _rows_between(wide: Points, low: NDArray[np.intp], share: Points) -> NDArray[np.float32]:

@@ -104,12 +104,6 @@ def usable_image(text: str) -> tuple[str | None, str]:
         return None, error.reason
 
 
-def image_of(row: QuestionRow) -> tuple[str | None, str]:
-    """(canonical path or None, why the row cannot be used or "")."""
-    image, fault = usable_image(row.image_path)
-    return image, row.error or (f"{row.source}: {fault}" if fault else "")
-
-
 def shares(row: QuestionRow, mode: str) -> list[Share]:
     """The heat maps of a row, in order: one per named region with ``split``, else one.
 

@@ -52,8 +52,13 @@ def colour_table(name: str) -> Table:
     return table
 
 
-def colourise(values: NDArray[np.float32], table: Table) -> NDArray[np.uint8]:
-    """Values (h, w) in 0..1 -> uint8 RGB (h, w, 3)."""
-    _, least = cv2.threshold(values, 0.0, 0.0, cv2.THRESH_TOZERO)  # nothing below 0, faster than NumPy's maximum
-    index = cv2.convertScaleAbs(least, alpha=255.0)  # rounds to even and saturates
+def colourise(values: NDArray[np.float32] | NDArray[np.uint8], table: Table) -> NDArray[np.uint8]:
+    """Values (h, w) in 0..1, or their levels, -> uint8 RGB (h, w, 3)."""
+    index = values if values.dtype == np.uint8 else levels_of(values.astype(np.float32, copy=False))
     return np.asarray(cv2.applyColorMap(index, table.reshape(256, 1, 3)), dtype=np.uint8)
+
+
+def levels_of(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Values (h, w) in 0..1 -> levels 0..255."""
+    _, least = cv2.threshold(values, 0.0, 0.0, cv2.THRESH_TOZERO)  # nothing below 0, faster than NumPy's maximum
+    return np.asarray(cv2.convertScaleAbs(least, alpha=255.0), dtype=np.uint8)  # rounds to even and saturates

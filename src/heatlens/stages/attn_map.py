@@ -40,12 +40,11 @@ class AttnMapStage(MapStage):
     ) -> tuple[NDArray[np.uint8], Mapping[str, Statistic]]:
         """The blend; no statistics of its own."""
         drawn: NDArray[np.uint8] = blend(
-            view.picture, final.values, self._table, self._alpha, mask=view.body, background=self._background
+            view.rgb, final.levels(), self._table, self._alpha, mask=view.body, background=self._background
         )
         if not final.seen.all():
             # What the model did not see has no colour: not hot, not cold.
-            bare = view.picture if view.picture.ndim == 3 else view.picture[..., None]
-            drawn = np.where(final.seen[..., None], drawn, bare)
+            drawn = np.where(final.seen[..., None], drawn, view.rgb)
         return drawn, {}
 
     def write_index(self, folder: Path, made: Iterator[MadeMap]) -> Sequence[Path]:

@@ -32,4 +32,6 @@ def _run(stage_name: str, argv: list[str]) -> int:
     # After the checks: wrong settings must not wait for heavy imports.
     from heatlens.batch.runner import run
 
-    return run(settings, find("stage", stage_name).load()(settings))
+    stage = find("stage", stage_name).load()(settings)
+    stage.check()
+    return run(settings, stage)

@@ -1,0 +1,1 @@
+"""Maps refined by what the film shows: edges."""
