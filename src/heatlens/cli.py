@@ -54,9 +54,14 @@ COMMANDS = {
         "heatlens.report.figure:main",
     ),
     "evaluate": Command(
-        "evaluate --sanity [--config FILE.conf] [--key value ...] [--method NAME,...] [--output FILE.json]",
-        "do the maps depend on the prompt and on what the model has learnt?",
+        "evaluate RESULTS_DIR [--truth FORMAT[:PATH]] [--curves N] ... | A B | --sanity [--config FILE.conf] ...",
+        "do the maps point at the right place? Which of two runs does better? Do maps depend on prompt and weights?",
         "heatlens.evaluate.command:main",
+    ),
+    "export": Command(
+        "export RESULTS_DIR [--format coco|yolo] [--labels region|question|prompt|type] [--scores] [--output DIR]",
+        "the boxes of a finished bbox run as COCO or YOLO files",
+        "heatlens.export.command:main",
     ),
     "submit": Command(
         "submit [CONF] [--shards N] [--stage STAGE] [--dry-run] [--parsable] [--key value ...] [-- sbatch options]",
@@ -74,7 +79,7 @@ COMMANDS = {
         "heatlens.doctor:main",
     ),
     "list": Command(
-        "list methods|datasets|colormaps|models|stages",
+        "list methods|datasets|colormaps|models|stages|truths",
         "print the names a key can take",
         "heatlens.cli:show_list",
     ),

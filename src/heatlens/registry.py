@@ -1,7 +1,8 @@
 """Names people type -> where the code lies. Imports nothing heavy.
 
-One line here and one file elsewhere add a CAM method, a data set reader, a model family, a colour map or a
-stage. Look-ups ignore case, hyphens, underscores and blanks, and an unknown name names its nearest neighbour.
+One line here and one file elsewhere add a CAM method, a data set reader, a model family, a colour map, a stage
+or a format of annotations. Look-ups ignore case, hyphens, underscores and blanks, and an unknown name names its
+nearest neighbour.
 """
 
 from __future__ import annotations
@@ -231,6 +232,11 @@ DATASETS = _table(
         "heatlens.phantom.reader:PhantomReader",
         "the bundled demo: synthetic chest films, written on first use",
     ),
+    Entry(
+        "phantom_findings",
+        "heatlens.phantom.findings_reader:FindingsReader",
+        "held-out synthetic films, one question per finding: what `evaluate` is tried on",
+    ),
 )
 
 COLORMAPS = _table(
@@ -266,11 +272,29 @@ STAGES = _table(
     ),
 )
 
+TRUTHS = _table(
+    Entry("own", "heatlens.evaluate.truth.own:OwnBoxes", "the boxes of the run's own data set"),
+    Entry("phantom", "heatlens.evaluate.truth.phantom:open_phantom", "truth.jsonl and masks of a phantom folder"),
+    Entry("ms-cxr", "heatlens.evaluate.truth.ms_cxr:open_ms_cxr", "MS-CXR: phrases with boxes (CSV)"),
+    Entry(
+        "chestx-det10",
+        "heatlens.evaluate.truth.chestx_det10:open_chestx_det10",
+        "ChestX-Det10: findings with boxes (JSON)",
+    ),
+    Entry(
+        "chexlocalize",
+        "heatlens.evaluate.truth.chexlocalize:open_chexlocalize",
+        "CheXlocalize: findings with masks (JSON, COCO's run lengths)",
+    ),
+    Entry("table", "heatlens.evaluate.truth.table:open_table", "CSV, JSON lines or Parquet with image and box or mask"),
+)
+
 KINDS: Mapping[str, Mapping[str, Entry]] = {
     "method": METHODS,
     "dataset": DATASETS,
     "colormap": COLORMAPS,
     "stage": STAGES,
+    "truth": TRUTHS,
 }
 
 

@@ -22,6 +22,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,10 @@ from heatlens.phantom.questions import KINDS, rows_about
 FORMAT = 1
 """raised whenever the same arguments would give other bytes"""
 MARKER = "complete.json"
-_OURS = {MARKER, "files", "masks", "truth.jsonl", *(f"{kind}_question.jsonl" for kind in KINDS)}
+TRUTH = "truth.jsonl"
+SHARED = frozenset({MARKER, TRUTH, "files", "masks"})
+"""what every folder of phantom films holds, beside its questions"""
+_OURS = SHARED | {f"{kind}_question.jsonl" for kind in KINDS}
 
 
 def ensure_dataset(folder: Path, *, films: int = 16, seed: int = 2_000_000) -> Path:
@@ -47,20 +51,32 @@ def ensure_dataset(folder: Path, *, films: int = 16, seed: int = 2_000_000) -> P
     A folder with anything else in it is never touched: that raises DataSetError.
     """
     folder = Path(folder)
-    wanted = {"format": FORMAT, "films": films, "seed": seed}
-    try:
-        if json.loads((folder / MARKER).read_text(encoding="utf-8")) == wanted:
-            return folder
-    except (OSError, ValueError):
-        pass
-    write_dataset(folder, films=films, seed=seed)
+    if read_marker(folder) != {"format": FORMAT, "films": films, "seed": seed}:
+        write_dataset(folder, films=films, seed=seed)
     return folder
 
 
 def write_dataset(folder: Path, *, films: int = 16, seed: int = 2_000_000) -> None:
     """Write the data set beside its place and move it there when it is complete."""
+    write_whole(folder, _OURS, lambda work: _write(work, films, seed))
+
+
+def read_marker(folder: Path) -> dict[str, Any] | None:
+    """The arguments that made a complete folder; None where there is none."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return marker if isinstance(marker, dict) else None
+
+
+def write_whole(folder: Path, ours: Collection[str], fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a folder of films beside its place and move it there when it is complete.
+
+    `ours`: the names that such a folder may hold. One with anything else in it is never touched: DataSetError.
+    """
     folder = Path(folder).absolute()
-    foreign = sorted({p.name for p in folder.iterdir()} - _OURS) if folder.is_dir() else []
+    foreign = sorted({p.name for p in folder.iterdir()} - set(ours)) if folder.is_dir() else []
     if foreign or (folder.exists() and not folder.is_dir()):
         what = f"it holds {foreign[0]!r}" if foreign else "it is a file"
         raise DataSetError(
@@ -69,7 +85,8 @@ def write_dataset(folder: Path, *, films: int = 16, seed: int = 2_000_000) -> No
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write(work, films, seed)
+        fill(work)
+        work.chmod(0o755 & ~_umask())
         if folder.exists():
             shutil.rmtree(folder)
         work.rename(folder)
@@ -85,9 +102,8 @@ def _write(folder: Path, films: int, seed: int) -> None:
     truth = []
     for number in range(films):
         film = demo_film(seed, number)
-        path = image_path(film.seed)
-        _save_jpeg(film, folder / "files" / path)
-        truth.append(_truth(film, path, folder / "masks"))
+        truth.append(save_film(film, folder))
+        path = truth[-1]["image_path"]
         for row in rows_about(film, np.random.default_rng([film.seed, 11])):
             fields = {
                 **row.fields, "image_path": path, "ori_report": _report(film),
@@ -95,11 +111,14 @@ def _write(folder: Path, films: int, seed: int) -> None:
             }  # fmt: skip
             rows[row.kind].append(fields)
     for kind, content in rows.items():
-        _save_lines(folder / f"{kind}_question.jsonl", content)
-    _save_lines(folder / "truth.jsonl", truth)
-    marker = {"format": FORMAT, "films": films, "seed": seed}
-    (folder / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
-    folder.chmod(0o755 & ~_umask())
+        save_lines(folder / f"{kind}_question.jsonl", content)
+    save_lines(folder / TRUTH, truth)
+    write_marker(folder, {"format": FORMAT, "films": films, "seed": seed})
+
+
+def write_marker(folder: Path, arguments: dict[str, Any]) -> None:
+    """The last file of a folder: the arguments that made it."""
+    (folder / MARKER).write_text(json.dumps(arguments) + "\n", encoding="utf-8")
 
 
 def demo_film(seed: int, number: int) -> PhantomFilm:
@@ -119,6 +138,13 @@ def image_path(seed: int) -> str:
     patient, study = int(digest[:8], 16) % 1_000_000, int(digest[8:16], 16) % 10_000_000
     name = "-".join(digest[i : i + 8] for i in range(16, 56, 8))
     return f"p10/p10{patient:06d}/s5{study:07d}/{name}.jpg"
+
+
+def save_film(film: PhantomFilm, folder: Path) -> dict[str, Any]:
+    """Write a film and the masks of its findings into a data set's folder; returns its row of truth.jsonl."""
+    path = image_path(film.seed)
+    _save_jpeg(film, folder / "files" / path)
+    return _truth(film, path, folder / "masks")
 
 
 def _save_jpeg(film: PhantomFilm, path: Path) -> None:
@@ -149,7 +175,7 @@ def _report(film: PhantomFilm) -> str:
     return f"FINDINGS: Synthetic film. {listed}. IMPRESSION: See findings."
 
 
-def _save_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+def save_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """JSON lines; like the original, without a newline at the end of the last row."""
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
 

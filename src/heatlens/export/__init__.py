@@ -1,0 +1,1 @@
+"""Boxes of a finished run in the formats that other programs read."""
