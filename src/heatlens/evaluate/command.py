@@ -1,302 +1,348 @@
-"""``heatlens evaluate --sanity``: the sanity checks on an experiment's own model, images and prompts.
+"""``heatlens evaluate``: do the maps of a finished run point at the right place? And of two runs: which does better?
 
-Settings are read exactly as a run reads them. Nothing is written but the JSON file that --output asks for.
+``--sanity`` without a results folder is :mod:`heatlens.evaluate.sanity_command`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
+import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heatlens.config import check_paths, load_settings, parse_arguments
 from heatlens.config_help import KeyParser
-from heatlens.errors import EXIT_FAILURES, EXIT_OK, ConfigError, DataSetError, ItemError
-from heatlens.registry import find
+from heatlens.errors import EXIT_FAILURES, EXIT_OK, ConfigError, HeatlensError, SetupError
+from heatlens.registry import TRUTHS, find
+from heatlens.settings import THRESHOLD, UMASK
 
 if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
+    from heatlens.evaluate.cases import Cases
+    from heatlens.evaluate.finished_run import FinishedRun
+    from heatlens.evaluate.measure import Evaluation
 
-    from heatlens.cam.engine import CamEngine
-    from heatlens.config import Settings
-    from heatlens.evaluate.layers import LayerGradient
-    from heatlens.evaluate.sanity import PromptSensitivity, WeightRandomisation
-    from heatlens.models.clip import ClipAdapter
-    from heatlens.questions.plan import ImageTask
+MATCHES = ("auto", "region", "question", "prompt", "image")
+DEFAULT_FOLDER = Path("report/evaluation")
+DEFAULT_COMPARISON = Path("report/comparison")
+USAGE = f"""\
+usage: heatlens evaluate RESULTS_DIR [options]      do a run's heat maps point at their targets?
+       heatlens evaluate A B [options]              two runs with the same questions: B minus A, map by map
+       heatlens evaluate --sanity [--config FILE.conf] [--key value ...]     do maps depend on prompt and weights?
+                                                    (its own page: heatlens evaluate --sanity --help)
 
-STAGE = "attn_map"
-ROWS = 2000  # rows of the data set among which the images are looked for
-USAGE = """\
-usage: heatlens evaluate --sanity [--config FILE.conf] [--key value ...] [--images N] [--prompts N]
-                         [--method NAME[,NAME...]] [--output FILE.json]
+Reads the maps of a run with SAVE_RAW_CAM=true, compares each with the place it should point at, and writes
+report.md, report.json, per_map.csv and plots/. Beside every figure stand what pointing at the middle, at random
+and anywhere in the body would get, and its 95% interval, by patient.
 
-Do the maps depend on what is asked, and on what the model has learnt?
+  --truth FORMAT[:PATH]  where the targets are from (default own: the boxes of the run's own data set):
+                         {", ".join(TRUTHS)}; `heatlens list truths`
+  --match HOW            an annotation's label is the heat map's region, question or prompt, or any of its image's
+                         will do (image); auto tries region, question, prompt. {", ".join(MATCHES)}
+  --threshold RULE       heat above which a pixel counts for IoU, Dice and boxes: otsu, a share of the maximum such
+                         as 0.65, or a percentile such as p95 (default: the run's BOX_THRESHOLD)
+  --recompute            of a run without raw maps: make them once more, in RESULTS_DIR/report/recomputed
+  --image-root DIR       where the films are now, if they were moved
+  --sample N             only N heat maps, drawn at random
+  --seed N               of --sample, bootstrap and random baselines (default: the run's SEED)
+  --curves N             of one run: deletion and insertion curves of N heat maps; needs model and films
+  --sanity               of one run: the sanity checks too, with its model, data set and method
+  --workers N            processes that read maps (default: as many as there are CPUs)
+  --output DIR           default: RESULTS_DIR/{DEFAULT_FOLDER}; of two runs: B/{DEFAULT_COMPARISON}
+  --json                 print the record (report.json) and nothing else on stdout
 
-  --images N          images of the data set with at least two different prompts (default 3)
-  --prompts N         prompts of each image, at most (default 4)
-  --method NAME,...   CAM methods to check (default: CAM_VERSION)
-  --output FILE.json  write all numbers
+  heatlens evaluate Bounding_Box/results/demo/exp_00_phantom --truth phantom --curves 20
 
-Every key of `heatlens run attn_map --help` works as a flag, in the environment and in the .conf. STOP_AFTER is
-left aside (--images says how many) and SEED also seeds the random weights. For the demo:
-
-  heatlens evaluate --sanity --config configs/demo/exp_00_phantom.conf
-
-Exit codes: 0 every check passes, 2 wrong settings, 3 a check fails, 4 the environment cannot run it."""
+Exit codes: 0 done, 2 wrong arguments or annotations, 3 a sanity check fails, 4 the environment cannot run it.
+What is measured and how to read it: docs/evaluation.md"""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is not a key of the configuration. ``methods`` empty: CAM_VERSION."""
+    """The command line. ``folders``: one run, or A and B. None: the default."""
 
-    images: int
-    prompts: int
-    methods: tuple[str, ...]
+    folders: tuple[Path, ...]
+    truth: str
+    match: str
+    threshold: str | None
+    recompute: bool
+    image_root: Path | None
+    sample: int | None
+    seed: int | None
+    curves: int
+    sanity: bool
+    workers: int | None
     output: Path | None
-
-
-@dataclass(frozen=True)
-class Case:
-    """One image: its path in the data set, the prompts, and its pixels in the model's frame, uint8 (h, w, 3)."""
-
-    image_path: str
-    prompts: tuple[str, ...]
-    frame: np.ndarray
+    as_json: bool
+    command: str
 
 
 def main(argv: list[str]) -> int:
     """``heatlens evaluate ...``; returns the exit code."""
+    if _only_sanity(argv):
+        from heatlens.evaluate.sanity_command import main as sanity
+
+        return sanity(argv)
     if "-h" in argv or "--help" in argv:
         print(USAGE)
         return EXIT_OK
-    options, rest = read_options(argv)
-    settings = load_settings(*parse_arguments(STAGE, rest), os.environ, STAGE)
-    check_paths(settings)
-    for line in settings.announcements:
-        print(f"note: {line}", file=sys.stderr)
-
-    # After the checks: wrong settings must not wait for heavy imports.
-    from heatlens.batch.runner import umask
-    from heatlens.files import atomic_write
-
-    with umask(settings.umask):  # prompts and films are restricted data, here as in a run
-        record = check(settings, options)
-        if options.output is not None:
-            atomic_write(options.output, json.dumps(record, indent=2, allow_nan=False) + "\n")
-            print(f"all numbers: {options.output}")
-    return EXIT_OK if record["passed"] else EXIT_FAILURES
+    options = read_options(argv)
+    return _compare(options) if len(options.folders) == 2 else _evaluate(options)
 
 
-def read_options(argv: list[str]) -> tuple[Options, list[str]]:
-    """The command's own options, and the arguments that are settings. ConfigError for a wrong value."""
+def _only_sanity(argv: list[str]) -> bool:
+    """--sanity, and no results folder: at the head, or right behind the switch, which takes no value."""
+    if "--sanity" not in argv:
+        return False
+    behind = argv[argv.index("--sanity") + 1 :][:1]
+    return all(word.startswith("-") for word in [*argv[:1], *behind])
+
+
+def read_options(argv: list[str]) -> Options:
+    """The command line, checked. ConfigError names what is wrong and what is allowed."""
     parser = KeyParser(prog="heatlens evaluate", add_help=False, allow_abbrev=False)
-    parser.add_argument("--sanity", action="store_true")
-    parser.add_argument("--images", default="3")
-    parser.add_argument("--prompts", default="4")
-    parser.add_argument("--method")
-    parser.add_argument("--output")
-    found, rest = parser.parse_known_args(argv)
-    if not found.sanity:
-        raise ConfigError(f"evaluate: say what is to be evaluated: --sanity\n\n{USAGE}")
-    if found.output == "":
-        raise ConfigError("--output is empty: name the JSON file to write")
-    output = None if found.output is None else Path(found.output)
-    if output is not None and output.is_dir():
-        raise ConfigError(f"--output={output}: this is a folder; name the JSON file to write")
-    return Options(_whole(found, "images", 1), _whole(found, "prompts", 2), _methods(found.method), output), rest
+    parser.add_argument("folders", nargs="*")
+    parser.add_argument("--truth", default="own")
+    parser.add_argument("--match", default="auto")
+    parser.add_argument("--image-root", type=Path)
+    parser.add_argument("--output", type=Path)
+    for name in ("threshold", "sample", "seed", "curves", "workers"):
+        parser.add_argument(f"--{name}")
+    for name in ("recompute", "sanity", "json"):
+        parser.add_argument(f"--{name}", action="store_true")
+    found, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        _refuse(parser, unknown[0])
+    options = Options(
+        folders=_folders(found.folders),
+        truth=_truth(found.truth),
+        match=_match(found.match),
+        threshold=_threshold(found.threshold),
+        recompute=found.recompute,
+        image_root=found.image_root,
+        sample=_whole("sample", found.sample, 1),
+        seed=_whole("seed", found.seed, 0, 2**32 - 1),
+        curves=_whole("curves", found.curves, 1) or 0,
+        sanity=found.sanity,
+        workers=_whole("workers", found.workers, 1, 256),
+        output=found.output,
+        as_json=found.json,
+        command=shlex.join(["heatlens", "evaluate", *argv]),
+    )
+    _check_together(options)
+    return options
 
 
-def _whole(found: argparse.Namespace, name: str, least: int) -> int:
-    text = getattr(found, name)
-    if not text.isdecimal() or not least <= int(text) <= 10_000:
-        raise ConfigError(f"--{name}={text}: allowed: a whole number from {least} to 10000")
+def _refuse(parser: KeyParser, word: str) -> None:
+    if word.startswith("--") and word.partition("=")[0] not in ("--config",):
+        parser.split([word])  # raises, with the nearest flag
+    raise ConfigError(f"{word}: a finished run has its settings in run.json; --config goes with --sanity alone")
+
+
+def _folders(words: list[str]) -> tuple[Path, ...]:
+    if not words:
+        raise ConfigError(f"evaluate: say what is to be evaluated: RESULTS_DIR, A B, or --sanity\n\n{USAGE}")
+    if len(words) > 2:
+        raise ConfigError(f"evaluate takes one results folder, or two to compare; got {len(words)}: {', '.join(words)}")
+    return tuple(Path(word) for word in words)
+
+
+def _truth(text: str) -> str:
+    name = text.partition(":")[0]
+    if not name.strip():
+        raise ConfigError(f"--truth={text}: FORMAT or FORMAT:PATH; formats: {', '.join(TRUTHS)}")
+    try:
+        find("truth", name)
+    except ConfigError as error:
+        raise ConfigError(f"--truth={text}: {error}") from None
+    return text
+
+
+def _match(text: str) -> str:
+    if text not in MATCHES:
+        raise ConfigError(f"--match={text}: allowed: {', '.join(MATCHES)}")
+    return text
+
+
+def _threshold(text: str | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        return THRESHOLD.read(text, Path())
+    except ValueError as error:
+        raise ConfigError(f"--threshold={text}: {error}") from None
+
+
+def _whole(name: str, text: str | None, least: int, most: int = 10**9) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal()) or not least <= int(text) <= most:
+        raise ConfigError(f"--{name}={text}: allowed: a whole number from {least} to {most}")
     return int(text)
 
 
-def _methods(text: str | None) -> tuple[str, ...]:
-    if text is None:
-        return ()
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise ConfigError("--method is empty: name one or more, with commas between; `heatlens list methods`")
+def _check_together(options: Options) -> None:
+    if len(options.folders) == 2:
+        for name, given in (("--curves", options.curves), ("--sanity", options.sanity)):
+            if given:
+                raise ConfigError(f"{name} is for one run; leave it out, or evaluate A and B one by one")
+        if options.folders[0].resolve() == options.folders[1].resolve():
+            raise ConfigError(f"A and B are the same folder, {options.folders[0]}: nothing to compare")
+    if options.output is not None and (str(options.output) in ("", ".") or options.output.is_file()):
+        raise ConfigError(f"--output={options.output}: name a folder of its own for the report")
+    if options.image_root is not None and not options.image_root.is_dir():
+        raise ConfigError(f"--image-root={options.image_root}: no such folder")
+
+
+def _evaluate(options: Options) -> int:
+    from heatlens.evaluate.report import summary_lines, write_report
+
+    run = _opened(options.folders[0], options)
+    with _umask([run]):
+        cases = _cases(run, options)
+        evaluation = _measured(cases, run, options)
+        record = evaluation.record
+        record["command"] = options.command
+        failure = _ask_the_model(run, cases, options, record)
+        output = options.output or options.folders[0] / DEFAULT_FOLDER
+        written = write_report(evaluation, output)
+    _print(options, record, [*summary_lines(record), "", *map(str, written)])
+    if failure is not None:
+        raise failure
+    failed = options.sanity and not record["sanity"]["passed"]
+    return EXIT_FAILURES if failed else EXIT_OK
+
+
+def _ask_the_model(run: FinishedRun, cases: Cases, options: Options, record: dict[str, Any]) -> HeatlensError | None:
+    """Curves and sanity checks, into ``record``. What keeps them from working costs no other figure: it is returned."""
     try:
-        return tuple(dict.fromkeys(find("method", name).name for name in names))
-    except ConfigError as error:
-        raise ConfigError(f"--method: {error}") from None
+        if options.curves:
+            from heatlens.evaluate.curves import curves_of_run
+
+            _note(f"deletion and insertion curves of {options.curves} heat maps")
+            record["curves"] = curves_of_run(run, cases.items, count=options.curves, seed=_seed(run, options))
+        if options.sanity:
+            record["sanity"] = _sanity(run)
+    except HeatlensError as error:
+        record["notes"].append(f"curves or sanity checks could not be made: {error}")
+        return error
+    return None
 
 
-def check(settings: Settings, options: Options) -> dict[str, Any]:
-    """Run every check, print tables and verdicts; all numbers, with ``passed``."""
-    from heatlens.batch.explainer import build_engine, load_model
+def _compare(options: Options) -> int:
+    from heatlens.evaluate.compare_report import comparison_lines, settings_that_differ, write_comparison
+    from heatlens.evaluate.paired import compare_runs
 
-    model = load_model(settings)
-    # A layer without gradient is a finding here, not a reason to stop.
-    engines = [  # all first: a method that cannot work says so before any work
-        build_engine(model, settings, method=name, allow_zero_gradient=True)
-        for name in options.methods or (settings.cam_version,)
-    ]
-    cases = gather(settings, options, model)
-    images = model.prepare([case.frame for case in cases])
-    targets = [[model.target(prompt) for prompt in case.prompts] for case in cases]
-    print(
-        f"sanity checks of {settings.model} at {model.target_layer_name}: {len(cases)} images, "
-        f"{sum(len(case.prompts) for case in cases)} prompts"
-    )
-    layers = _layers(model, needed=any(engine.method.needs_live_layer for engine in engines))
-    methods = [_method(engine, images, targets, settings.seed) for engine in engines]
-    checks = [layers, *(part for one in methods for part in (one["prompts"], one["weights"]))]
-    failed = sum(one["verdict"]["state"] == "FAILS" for one in checks)
-    print(f"\n{failed} of {len(checks)} checks fail" if failed else f"\nno check of {len(checks)} fails")
-    return {
-        "passed": not failed,
-        "model": model.identity(),
-        "images": [{"image_path": case.image_path, "prompts": case.prompts} for case in cases],
-        "preprocess": settings.preprocess,
-        "layers": layers,
-        "methods": methods,
-    }
+    runs = [_opened(folder, options) for folder in options.folders]
+    with _umask(runs):
+        evaluations = [_measured(_cases(run, options), run, options) for run in runs]
+        first, second = evaluations
+        record = compare_runs(first, second, seed=_seed(runs[1], options))
+        record["command"] = options.command
+        record["folders"] = [str(folder) for folder in options.folders]
+        record["settings"] = settings_that_differ(runs[0].config, runs[1].config)
+        output = options.output or options.folders[1] / DEFAULT_COMPARISON
+        written = write_comparison(record, output)
+    _print(options, record, [*comparison_lines(record), "", *map(str, written)])
+    return EXIT_OK
 
 
-def gather(settings: Settings, options: Options, model: ClipAdapter) -> list[Case]:
-    """The first images with two different prompts, opened and placed as a run does it; the others are named."""
-    from heatlens.batch.fingerprint import data_digest
-    from heatlens.batch.parts import Parts
-    from heatlens.batch.planning import passing_plan
-    from heatlens.images.geometry import FrameGeometry
+def _opened(folder: Path, options: Options) -> FinishedRun:
+    """The finished run with raw maps, made once more if that was asked for."""
+    from heatlens.evaluate.finished_run import read_run, recomputed
 
-    parts = Parts(settings.model_copy(update={"stop_after": ROWS}))
-    reader = parts.reader()
-    root = parts.image_root(reader)
-    read = parts.film_reader(root)
-    cases: list[Case] = []
-    skipped: list[str] = []
-    with passing_plan(parts, reader, root, data_digest(reader.files())) as plan:
-        for task in plan.images():
-            if len(cases) == options.images:
-                break
-            prompts = _different_prompts(task, options.prompts, model)
-            if len(prompts) < 2:
-                skipped.append(f"{task.image_path}: no two prompts that the model can tell apart")
-                continue
-            try:
-                film = read(task.image_path, None)
-            except ItemError as error:
-                skipped.append(f"{task.image_path}: {error.reason}")
-                continue
-            geometry = FrameGeometry.fit(settings.preprocess, source=film.size, frame=model.frame)
-            cases.append(Case(task.image_path, prompts, geometry.place(film.pixels)))
-    if skipped:
-        more = f" (and {len(skipped) - 3} more)" if len(skipped) > 3 else ""
-        print(f"skipped: {'; '.join(skipped[:3])}{more}", file=sys.stderr)
-    if not cases:
-        raise DataSetError(
-            f"none of the {plan.image_count} images of the first {plan.rows} selected rows of "
-            f"{settings.dataset_path} can be opened and has two different prompts"
+    run = read_run(folder, options.image_root)
+    if run.has_raw_maps:
+        return run
+    if not options.recompute:
+        raise SetupError(
+            f"{folder} was run with SAVE_RAW_CAM=false: its maps were not kept, and a picture's colours are no "
+            "numbers. --recompute makes them once more (model, data set and films are needed), in "
+            f"{folder / 'report' / 'recomputed'}"
         )
-    if len(cases) < options.images:
-        print(f"note: only {len(cases)} of --images={options.images} images were found", file=sys.stderr)
-    return cases
+    with _quiet_stdout(options):
+        return recomputed(run)
 
 
-def _different_prompts(task: ImageTask, count: int, model: ClipAdapter) -> tuple[str, ...]:
-    """The image's first prompts that differ for the model: after truncation and lower case some are one."""
-    found: dict[str, Tensor] = {}
-    for prompt in dict.fromkeys(heat_map.prompt for heat_map in task.heat_maps):
-        if len(found) == count:
-            break
-        text = model.encode_text(prompt)
-        if not any(text.equal(other) for other in found.values()):
-            found[prompt] = text
-    return tuple(found)
+def _cases(run: FinishedRun, options: Options) -> Cases:
+    from heatlens.evaluate.cases import find_cases
+    from heatlens.evaluate.truth.base import open_truth
+
+    truth = None if options.truth == "own" else open_truth(options.truth, run)
+    return find_cases(run, truth, options.match, sample=options.sample, seed=_seed(run, options))
 
 
-def _layers(model: ClipAdapter, *, needed: bool) -> dict[str, Any]:
-    from heatlens.evaluate.layers import layer_gradients
-    from heatlens.evaluate.sanity import layers_verdict
+def _measured(cases: Cases, run: FinishedRun, options: Options) -> Evaluation:
+    from tqdm import tqdm
 
-    rows = layer_gradients(model)
-    alive = [row.name for row in rows if row.usable]
-    advice = alive[-1] if alive else model.default_layer_name
-    verdict = layers_verdict(rows, model.target_layer_name, advice, needed=needed)
-    print("\nLayers: does the score have a gradient at the patches?")
-    _print_table(["layer", "channels with gradient", "usable", ""], [_layer_cells(row) for row in rows])
-    print(verdict)
-    return {"verdict": asdict(verdict), "rows": [{**asdict(row), "usable": row.usable} for row in rows]}
+    from heatlens.batch.parts import available_cores
+    from heatlens.evaluate.measure import evaluate_cases
 
+    workers = available_cores() if options.workers is None else options.workers
+    _note(f"{run.folder}: {len(cases.items)} heat maps to measure")
+    with tqdm(total=len(cases.items), unit=" maps", disable=None) as bar:
 
-def _layer_cells(row: LayerGradient) -> list[str]:
-    mark = "<- TARGET_LAYER" if row.chosen else ""
-    return [row.name, f"{row.with_gradient} of {row.channels}", "yes" if row.usable else "no", mark]
+        def progress(done: int, _total: int) -> None:
+            bar.update(done - bar.n)
 
-
-def _method(engine: CamEngine, images: Tensor, targets: Sequence[Sequence[Any]], seed: int) -> dict[str, Any]:
-    """Both checks of one method; its maps of the trained model serve both."""
-    from heatlens.evaluate.sanity import PromptSensitivity, compare_prompts, weight_randomisation
-
-    name = engine.method.name
-    maps = engine.explain(images, targets)
-    prompts = compare_prompts(name, maps) if engine.method.uses_target else PromptSensitivity(name, uses_target=False)
-    _print_prompts(prompts)
-    weights = weight_randomisation(engine, images, targets, seed=seed, originals=maps)
-    _print_weights(weights)
-    return {
-        "method": name,
-        "settings": engine.settings(),
-        "prompts": {"verdict": asdict(prompts.verdict()), **prompts.figures(), "each": _each(prompts.pairs)},
-        "weights": {
-            "verdict": asdict(weights.verdict()),
-            "seed": seed,
-            "stages": [
-                {"stage": stage.stage, **stage.figures(), "each": _each(stage.likeness)} for stage in weights.stages
-            ],
-        },
-    }
-
-
-def _each(items: Sequence[Any]) -> list[dict[str, Any]]:
-    return [asdict(item) for item in items]
-
-
-def _print_prompts(found: PromptSensitivity) -> None:
-    print(f"\n{found.method}, prompts: do different prompts give different maps?")
-    if found.uses_target:
-        figures = found.figures()
-        rows = [
-            [f"{name} correlation", _number(figures[f"{kind}_mean"]), _number(figures[f"{kind}_max"])]
-            for name, kind in (("Pearson", "pearson"), ("Spearman (ranks)", "spearman"))
-        ]
-        _print_table([f"{figures['pairs']} pairs of {figures['maps']} maps", "mean", "largest"], rows)
-    print(found.verdict())
-
-
-def _print_weights(found: WeightRandomisation) -> None:
-    print(f"\n{found.method}, weights: do the maps change when the weights become random? (likeness to the original)")
-    rows = []
-    for stage in found.stages:
-        figures = stage.figures()
-        means = [_number(figures[kind]) for kind in ("spearman_mean", "pearson_mean", "ssim_mean", "spearman_max")]
-        rows.append([f"+ {stage.stage}", f"{stage.weights:,}", *means, str(figures["constant"])])
-    if rows:
-        _print_table(
-            ["random, from the output on", "weights", "Spearman", "Pearson", "SSIM", "largest Spearman", "constant"],
-            rows,
+        return evaluate_cases(
+            cases, run, workers=workers, seed=_seed(run, options), rule=options.threshold, progress=progress
         )
-    print(found.verdict())
 
 
-def _number(value: float | int | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _sanity(run: FinishedRun) -> dict[str, Any]:
+    """The checks with their usual numbers of images and prompts; their tables go to stderr."""
+    from heatlens.config import check_paths
+    from heatlens.evaluate.curves import settings_of_run
+    from heatlens.evaluate.sanity_command import check, read_options
+
+    settings = settings_of_run(run)
+    check_paths(settings)
+    with redirect_stdout(sys.stderr):
+        return check(settings, read_options(["--sanity"])[0])
 
 
-def _print_table(head: list[str], rows: list[list[str]]) -> None:
-    """Columns side by side, the first flush left, the others flush right."""
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    for first, *others in [head, *rows]:
-        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
-        print(f"  {'  '.join([first.ljust(widths[0]), *cells])}".rstrip())
+def _seed(run: FinishedRun, options: Options) -> int:
+    return int(run.config.get("SEED") or 0) if options.seed is None else options.seed
+
+
+@contextmanager
+def _umask(runs: Sequence[FinishedRun]) -> Iterator[None]:
+    """Questions and maps are restricted data, in a report as in its runs: who may not read one, not read this."""
+    from heatlens.batch.runner import umask
+
+    together = 0
+    for run in runs:
+        together |= int(UMASK.read(str(run.config.get("UMASK") or "077"), Path()), 8)
+    with umask(f"{together:o}"):
+        yield
+
+
+@contextmanager
+def _quiet_stdout(options: Options) -> Iterator[None]:
+    """With --json stdout is the record's alone: what processes of their own print goes to stderr, too."""
+    if not options.as_json:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+def _print(options: Options, record: dict[str, Any], lines: list[str]) -> None:
+    if options.as_json:
+        print(json.dumps(record, indent=1, ensure_ascii=True, allow_nan=False))
+    else:  # not every terminal knows these two signs
+        print("\n".join(lines).replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-"))
