@@ -98,10 +98,11 @@ def test_levels_are_those_of_the_stretched_map(low, span, seed, share):
     mask = rng.random((20, 30)) < share
     mask[3, 4:6] = True
     found = value_range(values, mask)
-    assert found == (values[mask].min(), values[mask].max())
-    levels = levels_between(values, mask, *found)
+    assert found[:2] == (values[mask].min(), values[mask].max())
+    assert values[found.hottest[::-1]] == found.high
+    levels = levels_between(values, mask, found)
     assert levels.dtype == np.uint8
-    assert np.abs(levels - 255 * stretched(values, mask, *found).astype(float)).max() <= 0.502
+    assert np.abs(levels - 255 * stretched(values, mask, found).astype(float)).max() <= 0.502
     assert (levels[~mask] == 0).all()
     assert (levels[mask].min(), levels.max()) == (0, 255)
 
@@ -111,7 +112,7 @@ def test_levels_far_from_zero_keep_their_order():
     values = (1000 + np.linspace(0, 0.01, 600).reshape(20, 30)).astype(np.float32)
     mask = np.ones((20, 30), bool)
     found = value_range(values, mask)
-    assert np.array_equal(levels_between(values, mask, *found), levels_of(stretched(values, mask, *found)))
+    assert np.array_equal(levels_between(values, mask, found), levels_of(stretched(values, mask, found)))
 
 
 def test_an_empty_mask_is_constant():

@@ -121,6 +121,10 @@ class FrameGeometry:
             full[~seen] = 0.0
         return full, seen
 
+    def seen(self, grid: PatchGrid, output: Size) -> NDArray[np.bool_]:
+        """What the model saw of the source at ``output`` (width, height) pixels, bool (h, w); not to be written to."""
+        return _axes(self, grid, output)[2]
+
     def _spans(self, axis: int, cells: float, offset: float) -> bool:
         """Do source, frame and the grid (``cells``: its cells times its stride) begin and end alike along an axis?"""
         return self.corner[axis] == offset == 0 and self.content[axis] == self.frame[axis] == cells

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -34,12 +36,20 @@ def resize_film(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR).astype(np.uint8)
 
 
-def value_range(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[float, float] | None:
-    """Lowest and highest of the values inside ``mask``, both (h, w); None when they are constant or there are none."""
+class Range(NamedTuple):
+    """The lowest and the highest value of a map, and the (x, y) of a highest one."""
+
+    low: float
+    high: float
+    hottest: tuple[int, int]
+
+
+def value_range(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> Range | None:
+    """Of the values inside ``mask``, both (h, w); None when they are constant or there are none."""
     if not mask.any():
         return None
-    low, high, _, _ = cv2.minMaxLoc(values, _as_bytes(mask))
-    return (low, high) if high - low > _FLAT * max(abs(low), abs(high)) else None
+    low, high, _, (x, y) = cv2.minMaxLoc(values, _as_bytes(mask))
+    return Range(low, high, (x, y)) if high - low > _FLAT * max(abs(low), abs(high)) else None
 
 
 def normalise(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], bool]:
@@ -47,14 +57,14 @@ def normalise(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[NDA
     found = value_range(values, mask)
     if found is None:
         return np.zeros(values.shape, dtype=np.float32), True
-    return stretched(values, mask, *found), False
+    return stretched(values, mask, found), False
 
 
-def stretched(values: NDArray[np.float32], mask: NDArray[np.bool_], low: float, high: float) -> NDArray[np.float32]:
-    """``low`` .. ``high`` inside ``mask`` to 0..1, 0 outside; ``low`` and ``high`` are values inside."""
+def stretched(values: NDArray[np.float32], mask: NDArray[np.bool_], between: Range) -> NDArray[np.float32]:
+    """The range of the values inside ``mask`` to 0..1, 0 outside."""
     scaled = np.zeros(values.shape, dtype=np.float32)
     inside = _as_bytes(mask)
-    least, span = np.float32(low), np.float32(high - low)
+    least, span = np.float32(between.low), np.float32(between.high - between.low)
     for top in range(0, len(values), _BAND):  # a band at a time: it stays in the processor's cache
         band = slice(top, top + _BAND)
         share = values[band] - least
@@ -63,11 +73,12 @@ def stretched(values: NDArray[np.float32], mask: NDArray[np.bool_], low: float, 
     return scaled
 
 
-def levels_between(values: NDArray[np.float32], mask: NDArray[np.bool_], low: float, high: float) -> NDArray[np.uint8]:
-    """``low`` .. ``high`` inside ``mask`` to 0..255, rounded, 0 outside: the levels of what :func:`stretched` gives, to
-    a thousandth of a level before rounding, without that map on the way."""
+def levels_between(values: NDArray[np.float32], mask: NDArray[np.bool_], between: Range) -> NDArray[np.uint8]:
+    """The range of the values inside ``mask`` to 0..255, rounded, 0 outside: the levels of what :func:`stretched`
+    gives, to a thousandth of a level before rounding, without that map on the way."""
+    low, high, _ = between
     if max(abs(low), abs(high)) > _CANCELS * (high - low):
-        return levels_of(stretched(values, mask, low, high))
+        return levels_of(stretched(values, mask, between))
     scale = 255.0 / (high - low)
     levels = cv2.convertScaleAbs(values, alpha=scale, beta=-low * scale)
     return np.asarray(cv2.bitwise_and(levels, levels, mask=_as_bytes(mask)), dtype=np.uint8)

@@ -27,7 +27,7 @@ from heatlens.images.film import Film
 from heatlens.images.geometry import FrameGeometry
 from heatlens.refine.crf import UNDECIDED, CrfOptions, FilmCrf, require_package
 from heatlens.render.encode import encode_jpg, encode_npy, encode_png, encode_png16
-from heatlens.render.overlay import levels_between, normalise, output_size, resize_film, stretched, value_range
+from heatlens.render.overlay import Range, levels_between, normalise, output_size, resize_film, stretched, value_range
 from heatlens.render.peak import peak
 
 if TYPE_CHECKING:
@@ -77,6 +77,16 @@ class ImageView:
         return np.ones(self.picture.shape[:2], dtype=bool) if self.mask is None else self.mask.at(self.size)
 
     @cached_property
+    def seen(self) -> NDArray[np.bool_]:
+        """What the model saw of the picture, (h, w)."""
+        return self.geometry.seen(self.grid, self.size)
+
+    @cached_property
+    def inside(self) -> NDArray[np.bool_]:
+        """Body and view, (h, w)."""
+        return self.body & self.seen
+
+    @cached_property
     def rgb(self) -> NDArray[np.uint8]:
         """The picture with three channels, (h, w, 3)."""
         if self.picture.ndim == 3:
@@ -106,7 +116,7 @@ class FinalMap:
     heat: NDArray[np.float32]
     inside: NDArray[np.bool_]
     seen: NDArray[np.bool_]
-    range: tuple[float, float] | None
+    range: Range | None
 
     @property
     def constant(self) -> bool:
@@ -118,17 +128,17 @@ class FinalMap:
         """float32 (h, w) in 0..1, 0 outside body and view."""
         if self.range is None:
             return np.zeros(self.heat.shape, dtype=np.float32)
-        return stretched(self.heat, self.inside, *self.range)
+        return stretched(self.heat, self.inside, self.range)
 
     def levels(self) -> NDArray[np.uint8]:
         """The same as uint8 0..255, faster."""
         if self.range is None:
             return np.zeros(self.heat.shape, dtype=np.uint8)
-        return levels_between(self.heat, self.inside, *self.range)
+        return levels_between(self.heat, self.inside, self.range)
 
     def peak(self) -> tuple[int, int] | None:
         """(x, y) of the hottest pixel inside, the middle one of several; None for a constant map."""
-        return None if self.range is None else peak(self.heat, self.inside, self.range[1])
+        return None if self.range is None else peak(self.heat, self.inside, self.range.hottest)
 
 
 def open_view(
@@ -164,12 +174,11 @@ def final_map(view: ImageView, grid_map: NDArray[np.float32]) -> FinalMap:
     """The map as it is coloured. ItemError (explain) when it is not finite."""
     if not np.isfinite(grid_map).all():
         raise ItemError("explain", "the map is not finite")
-    values, seen = view.geometry.map_to_source(grid_map, view.grid, view.size)
-    inside = view.body & seen
+    values, _ = view.geometry.map_to_source(grid_map, view.grid, view.size)
     if view.crf is not None:
         refined = _refined(view, view.crf, grid_map)
         values = values if refined is None else refined
-    return FinalMap(values, inside, seen, value_range(values, inside))
+    return FinalMap(values, view.inside, view.seen, value_range(values, view.inside))
 
 
 def _refined(view: ImageView, crf: FilmCrf, grid_map: NDArray[np.float32]) -> NDArray[np.float32] | None:
