@@ -60,11 +60,8 @@ quality: setup ## lint, formatting, types and shell scripts
 	    \( -name '*.sh' -o -path './.ci/run' \) -type f -print0 | xargs -0 shellcheck -x; \
 	printf 'quality: no complaints\n'
 
-bench: setup ## speed against published code and libraries, runner and plan, pointing, sanity checks (40 minutes, alone)
-	@$(ENTER) "$$py" benchmarks/cam_speed.py; OMP_NUM_THREADS=1 "$$py" benchmarks/steps.py; "$$py" benchmarks/batch_scale.py; \
-	"$$py" benchmarks/batch_throughput.py --kind engine; "$$py" benchmarks/batch_throughput.py --kind runner; \
-	"$$py" benchmarks/pointing_demo.py; \
-	"$$py" -m heatlens.cli evaluate --sanity --config configs/demo/exp_00_phantom.conf
+bench: setup ## measure: speed, dense CRF, pointing, the held-out demo against its truth, sanity checks (an hour, alone)
+	@$(ENTER) HEATLENS_PYTHON="$$py" bash .ci/bench.sh
 
 demo: ## run the demo experiment with all its questions, and make a figure of one
 	@$(MAKE) --no-print-directory local-test CONF=configs/demo/exp_00_phantom.conf STOP_AFTER=

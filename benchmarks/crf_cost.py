@@ -93,6 +93,8 @@ def main() -> None:
     parser.add_argument("--film", type=Path)
     parser.add_argument("--rounds", type=int, default=15)
     chosen = parser.parse_args()
+    if chosen.rounds < 2:
+        parser.error("--rounds: at least 2, the first map of a film does not count")
     cv2.setNumThreads(1)
     if chosen.film:
         film = read_film(chosen.film)

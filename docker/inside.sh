@@ -56,8 +56,8 @@ mount_config() {
 mount_data() {
     local path=${settings[DATASET_PATH]}
     inner_dataset=$path
-    if [[ ${settings[DATASET]} == phantom && ! -f $path/complete.json ]]; then
-        inner_dataset=/tmp/phantom # made on the spot, inside
+    if [[ -n ${settings[DEMO]} && ! -f $path/complete.json ]]; then
+        inner_dataset=/tmp/${settings[DEMO]} # made on the spot, inside
         path=
     elif [[ ! -e $path ]]; then # a glob
         path=${path%%[*?[]*}

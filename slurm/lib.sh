@@ -102,7 +102,7 @@ check_data() {
     local pattern
     if [[ -z ${settings[DATASET_PATH]} ]]; then
         fail "$EXIT_CONFIG" "DATASET_PATH is not set: give the data set's file, folder or glob"
-    elif [[ ${settings[DATASET]} != phantom ]]; then
+    elif [[ -z ${settings[DEMO]} ]]; then
         pattern=${settings[DATASET_PATH]}
         [[ -e $pattern ]] || compgen -G "$pattern" >/dev/null || missing DATASET_PATH "no such file or folder"
     fi

@@ -2,7 +2,7 @@
 # The few settings that the shell needs, read by the rules of src/heatlens/conf_file.py: bash sources a .conf once, in
 # a child without the keys in its environment, and hands the variables back with NUL bytes between them.
 # Sourced by lib.sh. Callers read (after read_site, take_words and read_settings):
-#   settings[KEY] and origins[KEY]     value and where it comes from; paths absolute; also MODEL_PATH, HF_HOME
+#   settings[KEY] and origins[KEY]     value and where it comes from; paths absolute; also DEMO, MODEL_PATH, HF_HOME
 #   flags[KEY]                         what stood on the command line
 #   site[NAME], site_list NAME         slurm/site.conf
 # shellcheck disable=SC2034 # they are used by those who source this file
@@ -17,6 +17,8 @@ HEATLENS_KEYS=(
     RESULTS_DIR OVERWRITE RETRY_FAILED MAX_FAILURE_RATE NUM_WORKERS NUM_SHARDS SHARD_INDEX UMASK CONTAINER_RUNTIME
     CONTAINER_IMAGE BOX_THRESHOLD MAX_BOXES MIN_AREA BOX_PADDING
 )
+# Data sets that are written on first use, and where below .demo/ (a test compares them with Python's registry).
+declare -A DEMO_FOLDERS=([phantom]=phantom [phantom_findings]=held_out)
 SITE_WORDS=(CONTAINER_RUNTIME CONTAINER_IMAGE HF_HOME MAX_REQUEUES STOP_GRACE SHM_SIZE CHECK_IMAGE)
 SITE_LISTS=(MOUNTS SBATCH_OPTIONS MERGE_SBATCH_OPTIONS CONTAINER_OPTIONS) # and every STAGE_SUBMIT
 BIOMEDCLIP=hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224
@@ -254,6 +256,7 @@ read_settings() {
     source_file "$config" "$conf_root"
     find_reads
     setting DATASET gemex && choice DATASET
+    find_demo
     setting DEVICE auto && choice DEVICE
     setting CONTAINER_RUNTIME "$2" && choice CONTAINER_RUNTIME
     setting CONTAINER_IMAGE '' && image_base=$base
@@ -269,8 +272,8 @@ read_settings() {
         setting "$key" ''
         [[ -z ${settings[$key]} ]] || { absolute "${settings[$key]}" "$base" && settings[$key]=$REPLY; }
     done
-    if [[ -z ${settings[DATASET_PATH]} && ${settings[DATASET]} == phantom ]]; then
-        settings[DATASET_PATH]=$conf_root/.demo/phantom
+    if [[ -z ${settings[DATASET_PATH]} && -n ${settings[DEMO]} ]]; then
+        settings[DATASET_PATH]=${conf_root%/}/.demo/${settings[DEMO]}
     fi
     if [[ -z ${settings[RESULTS_DIR]} ]]; then
         stage_folder "$1"
@@ -281,6 +284,18 @@ read_settings() {
     fi
     read_model
     find_weights
+}
+
+# find_demo: settings[DEMO], the folder's name of a DATASET that is written on first use, else empty. As in the registry,
+# hyphens, underscores and blanks in DATASET do not matter.
+find_demo() {
+    local name
+    settings[DEMO]=
+    for name in "${!DEMO_FOLDERS[@]}"; do
+        if [[ ${settings[DATASET]//[[:space:]_-]/} == "${name//_/}" ]]; then
+            settings[DATASET]=$name settings[DEMO]=${DEMO_FOLDERS[$name]}
+        fi
+    done
 }
 
 # read_model: settings[MODEL] as the run understands it, and settings[MODEL_PATH], its folder or file, if it is one.

@@ -17,6 +17,7 @@ from heatlens.doctor.findings import Finding, guarded
 from heatlens.errors import ConfigError, ModelError
 from heatlens.images.locate import locate_image
 from heatlens.phantom.dataset import write_dataset
+from heatlens.registry import DEMO_FOLDERS
 
 
 def settings_of(**values: str):
@@ -320,7 +321,8 @@ def test_rows_that_cannot_be_used(tmp_path):
 
 def test_no_data_set_and_the_demos_before_its_first_run(tmp_path):
     assert states(data.dataset(settings_of())) == [("data set", "ok")]
-    assert states(data.dataset(settings_of(dataset="phantom", dataset_path=tmp_path / "new"))) == [("data set", "ok")]
+    for name in DEMO_FOLDERS:
+        assert states(data.dataset(settings_of(dataset=name, dataset_path=tmp_path / "new"))) == [("data set", "ok")]
     assert not (tmp_path / "new").exists()
 
 

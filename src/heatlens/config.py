@@ -19,7 +19,7 @@ from heatlens.conf_file import ConfFile, read_conf
 from heatlens.config_help import KeyParser, nearest_key, parser_for, reference_for, shown
 from heatlens.errors import ConfigError
 from heatlens.keys import absolute
-from heatlens.registry import find
+from heatlens.registry import DEMO_FOLDERS, find
 from heatlens.settings import KEYS, Settings
 
 __all__ = [
@@ -35,8 +35,6 @@ __all__ = [
     "split_stage",
 ]
 
-# Data sets that are written on first use, and where below .demo/ of the repository.
-DEMO_FOLDERS = {"phantom": "phantom", "phantom_findings": "held_out"}
 STAGE_FOLDERS = {"attn_map": "Attention_Map", "bbox": "Bounding_Box"}
 
 

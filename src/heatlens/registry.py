@@ -58,6 +58,14 @@ class BridgeEntry(MethodEntry):
 
 
 @dataclass(frozen=True)
+class DatasetEntry(Entry):
+    """A data set reader: besides, of a data set that is written on first use, its ``demo`` folder: below .demo/ of the
+    repository, where DATASET_PATH names no other."""
+
+    demo: str = ""
+
+
+@dataclass(frozen=True)
 class StageEntry(Entry):
     """A stage: besides, the file name of its own ``index`` of all heat maps in the results folder."""
 
@@ -215,29 +223,33 @@ GRAD_CAM_PREFIX = "grad-cam:"
 _BRIDGE = "heatlens.cam.methods.grad_cam_bridge:GradCamBridge"
 
 DATASETS = _table(
-    Entry("gemex", "heatlens.questions.readers.gemex:GemexReader", "GEMeX JSON lines, the four question types"),
-    Entry(
+    DatasetEntry("gemex", "heatlens.questions.readers.gemex:GemexReader", "GEMeX JSON lines, the four question types"),
+    DatasetEntry(
         "gemex_train",
         "heatlens.questions.readers.gemex_train:GemexTrainReader",
         "GEMeX's training JSON (conversations)",
     ),
-    Entry("thinkvg", "heatlens.questions.readers.thinkvg:ThinkVGReader", "GEMeX-ThinkVG parquet"),
-    Entry(
+    DatasetEntry("thinkvg", "heatlens.questions.readers.thinkvg:ThinkVGReader", "GEMeX-ThinkVG parquet"),
+    DatasetEntry(
         "table",
         "heatlens.questions.readers.table:TableReader",
         "CSV, JSON lines or Parquet with image, question and answer",
     ),
-    Entry(
+    DatasetEntry(
         "phantom",
         "heatlens.phantom.reader:PhantomReader",
         "the bundled demo: synthetic chest films, written on first use",
+        demo="phantom",
     ),
-    Entry(
+    DatasetEntry(
         "phantom_findings",
         "heatlens.phantom.findings_reader:FindingsReader",
         "held-out synthetic films, one question per finding: what `evaluate` is tried on",
+        demo="held_out",
     ),
 )
+# slurm/settings.sh has them, too.
+DEMO_FOLDERS = {entry.name: entry.demo for entry in DATASETS.values() if entry.demo}
 
 COLORMAPS = _table(
     *(

@@ -28,9 +28,11 @@ from heatlens.keys import (
     Truth,
     Whole,
 )
+from heatlens.registry import DEMO_FOLDERS
 
 PROMPT_FIELDS = ("question", "region", "answer", "choices", "type")
 WORDS = r"[^,\s][^,]*(,[^,]*)*"
+DEMO_PATHS = ", ".join(f"{name}: .demo/{folder}" for name, folder in DEMO_FOLDERS.items())
 BIOMEDCLIP = "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 
 Regions = Literal["split", "joint"]
@@ -74,7 +76,7 @@ class Settings(BaseModel):
 
     # What is asked
     dataset: str = _key("data", Registered("dataset"), "gemex", "how the data set is read", fixed=True)
-    dataset_path: Path | None = _key("data", FilePath("phantom: .demo/phantom"), "",
+    dataset_path: Path | None = _key("data", FilePath(DEMO_PATHS), "",
         "the data set: a file, a folder or a glob (files sorted by name)")
     image_root: Path | None = _key("data", FilePath("the data set's own"), "",
         "folder under which each image_path is looked up, with and without files/")

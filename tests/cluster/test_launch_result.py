@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.stubs import Checkout
+from tests.cluster.stubs import ROOT, Checkout
 from tests.cluster.test_launch_words import read_only, writable
 
 
@@ -146,13 +146,18 @@ def test_the_containers_own_folders_are_not_hidden(launcher: Checkout, key: str,
     assert (done.returncode, f"{key}: {path} cannot be mounted" in done.stderr) == (2, True)
 
 
-def test_the_demo_is_drawn_inside_unless_it_is_there(launcher: Checkout) -> None:
-    conf = launcher.write_conf("DATASET=Phantom\nMODEL=demo\n", "configs/demo/phantom.conf")
+@pytest.mark.parametrize(("name", "demo"), [("exp_00_phantom", "phantom"), ("exp_01_held_out", "held_out")])
+def test_a_demo_is_drawn_inside_unless_it_is_there(launcher: Checkout, name: str, demo: str) -> None:
+    text = (ROOT / "configs" / "demo" / f"{name}.conf").read_text()
+    conf = launcher.write_conf(text, f"configs/demo/{name}.conf")
+    assert launcher.run("attn_map", "--check", conf, CONTAINER_RUNTIME="none").stderr == ""
+    assert launcher.run("attn_map", conf, CONTAINER_RUNTIME="none").returncode == 0
+    assert "DATASET_PATH" not in launcher.call("python").environ  # Python has the same default
     assert launcher.docker(conf).returncode == 0
     call = launcher.calls("docker", "create")[-1]
-    assert call.environ["DATASET_PATH"] == "/tmp/phantom"
+    assert call.environ["DATASET_PATH"] == f"/tmp/{demo}"
     assert read_only(call.argv) == {f"{launcher.root}/configs"}
-    folder = launcher.root / ".demo" / "phantom"
+    folder = launcher.root / ".demo" / demo
     folder.mkdir(parents=True)
     (folder / "complete.json").touch()
     assert launcher.docker(conf).returncode == 0

@@ -10,6 +10,7 @@ import pytest
 
 from heatlens.config import load_settings, parse_arguments
 from heatlens.errors import ConfigError
+from heatlens.registry import DEMO_FOLDERS
 from heatlens.settings import KEYS
 from tests.cluster.stubs import ROOT, Checkout
 
@@ -87,6 +88,23 @@ def test_the_list_of_keys_is_pythons() -> None:
     command = 'source "$0/slurm/lib.sh"; printf "%s\n" "${HEATLENS_KEYS[@]}"'
     done = subprocess.run(["bash", "-c", command, str(ROOT)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == list(KEYS)
+
+
+def test_the_demos_are_the_registrys() -> None:
+    command = """
+        source "$0/slurm/lib.sh"
+        for name in "${!DEMO_FOLDERS[@]}"; do printf '%s %s\\n' "$name" "${DEMO_FOLDERS[$name]}"; done
+    """
+    done = subprocess.run(["bash", "-c", command, str(ROOT)], capture_output=True, text=True, check=True)
+    assert dict(line.split() for line in done.stdout.splitlines()) == DEMO_FOLDERS
+
+
+@pytest.mark.parametrize("name", ["phantom", "phantom_findings", "Phantom-Findings", " phantom findings "])
+def test_where_a_demo_lies(here: Path, name: str) -> None:
+    found = both(here, f"DATASET='{name}'\n")
+    folder = DEMO_FOLDERS[found["DATASET"]]
+    assert found["DATASET_PATH"] == f"{here.parent}/repository/.demo/{folder}"
+    assert both(here, f"DATASET='{name}'\n", "--dataset-path", "own")["DATASET_PATH"] == f"{here}/own"
 
 
 @pytest.mark.parametrize("path", PATHS)

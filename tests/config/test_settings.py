@@ -366,18 +366,22 @@ def test_check_paths_names_what_is_missing(conf: Path, tmp_path: Path) -> None:
         check_paths(load(DATASET_PATH=str(tmp_path / "*.jsonl")))
 
 
-def test_the_demo_experiment() -> None:
-    settings = load(ROOT / "configs" / "demo" / "exp_00_phantom.conf")
-    assert (settings.dataset, settings.model, settings.stop_after) == ("phantom", "demo", 5)
-    assert settings.save_raw_cam
-    assert settings.dataset_path == ROOT / ".demo" / "phantom"
-    assert settings.results_dir == ROOT / "Attention_Map" / "results" / "demo" / "exp_00_phantom"
-    assert settings.announcements == ()
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("exp_00_phantom", ("phantom", "phantom", 5)), ("exp_01_held_out", ("phantom_findings", "held_out", None))],
+)
+def test_the_demo_experiments(name: str, wanted: tuple[str, str, int | None]) -> None:
+    settings = load(ROOT / "configs" / "demo" / f"{name}.conf")
+    assert settings.dataset_path == ROOT / ".demo" / wanted[1]
+    assert (settings.dataset, settings.dataset_path.name, settings.stop_after) == wanted
+    assert settings.model == "demo" and settings.save_raw_cam and settings.announcements == ()
+    assert settings.results_dir == ROOT / "Attention_Map" / "results" / "demo" / name
     check_paths(settings)
 
 
-def test_the_demo_experiment_is_read_alike_without_bash(tmp_path: Path) -> None:
-    conf = ROOT / "configs" / "demo" / "exp_00_phantom.conf"
+@pytest.mark.parametrize("name", ["exp_00_phantom", "exp_01_held_out"])
+def test_the_demo_experiment_is_read_alike_without_bash(tmp_path: Path, name: str) -> None:
+    conf = ROOT / "configs" / "demo" / f"{name}.conf"
     assert load_settings(conf, {}, {"PATH": str(tmp_path)}, "attn_map") == load(conf)
 
 

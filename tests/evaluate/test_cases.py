@@ -60,7 +60,7 @@ def test_an_annotation_file_says_how_it_was_matched(tmp_path):
     assert found.truth["matched"] == {"region": 1, "prompt": 1}
     assert found.truth["images_matched"] == {"same path": 3}
     assert (found.truth["format"], found.truth["match"], found.truth["broken_rows"]) == ("table", "auto", 1)
-    assert found.notes == ("1 rows of the annotation file cannot be used: t.csv:5: 5 cells where the header has 6 "
+    assert found.notes == ("1 row(s) of the annotation file cannot be used: t.csv:5: 5 cells where the header has 6 "
                            "(a delimiter without quotes?)",)  # fmt: skip
 
 

@@ -234,3 +234,9 @@ def test_signals_reach_the_run(tmp_path, monkeypatch):
     assert recompute._run("attn_map", {}) == 75
     thread.join()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_that_goes_on_is_told_from_a_folder_that_is_none(tmp_path):
+    (tmp_path / "shards").mkdir()
+    with pytest.raises(ConfigError, match="is not finished: `heatlens status"):
+        read_run(tmp_path)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -396,3 +397,11 @@ def test_ctrl_c_ends_it_with_all_its_processes(world, tmp_path):
         for _ in range(300):
             os.killpg(process.pid, 0)
             time.sleep(0.05)
+
+
+def test_a_path_without_a_patient_is_said(tmp_path):
+    world = World(tmp_path, images=4, each=1)
+    assert not [note for note in world.evaluate().record["notes"] if "name no patient" in note]
+    world.items = [replace(case, patient=case.source_image) if at else case for at, case in enumerate(world.items)]
+    (note,) = [note for note in world.evaluate().record["notes"] if "name no patient" in note]
+    assert note.startswith("the paths of 3 of 4 images name no patient")

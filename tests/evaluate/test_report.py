@@ -238,20 +238,26 @@ def test_best_and_worst_come_from_the_numbers():
     assert second == "**No better than a baseline that has not seen the question:** bad (body: 40.0%)."
     assert best_baseline(worse, "pointing_8") == ("body", 0.4)
     worse["metrics"]["pointing_8"]["mean"] = 0.5
+    assert best_and_worst(record)[2:] == [
+        "Above every baseline, but with an interval that reaches one: bad (body: 40.0%)."
+    ]
+    worse["metrics"]["pointing_8"]["mean_low"] = 0.41
     assert "Every one of these findings" in best_and_worst(record)[2]
+    worse["metrics"]["pointing_8"]["mean_low"] = None
+    assert "reaches one: bad" in best_and_worst(record)[2]
     record["groups"]["finding"] = {"alone": group(0.5)}
     assert best_and_worst(record) == []
 
 
 def test_verdicts_say_when_zero_is_inside():
-    def part(low, high, patients=9):
+    def part(low, high, patients=10):
         figures = {"mean": 0.1, "mean_low": low, "mean_high": high}
         return {"patients": patients, "metrics": {"iou": figures}}
 
     assert "contains 0" in verdict("iou", part(-0.1, 0.3))
     assert "B is better" in verdict("iou", part(0.05, 0.3))
     assert "A is better" in verdict("iou", part(-0.3, -0.1))
-    assert "says little" in verdict("iou", part(0.05, 0.3, patients=2))
+    assert "says little" in verdict("iou", part(0.05, 0.3, patients=9))
     assert "no interval" in verdict("iou", part(None, None, patients=1))
 
 
@@ -308,3 +314,15 @@ def test_numbers_as_people_write_them():
     assert number("iou", None) == "–"
     assert mean_cell("iou", {"mean": 0.5, "mean_low": None, "mean_high": None}) == "0.500"
     assert columns(["", "a"], [["long", "1"]]) == ["      a", "long  1"]
+
+
+def test_pictures_of_an_earlier_report_go(tmp_path):
+    (tmp_path / "plots").mkdir()
+    for name in ("curves.png", "my own.png"):
+        (tmp_path / "plots" / name).write_bytes(b"old")
+    made = evaluation()
+    made.record.pop("curves", None)
+    write_report(made, tmp_path)
+    kept = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert "curves.png" not in kept
+    assert {"metrics.png", "my own.png"} <= kept

@@ -16,6 +16,7 @@ from heatlens.evaluate.truth.annotations import EMPTY, OTHER_LABEL, SEVERAL, Ann
 from heatlens.evaluate.truth.base import Asked, open_truth
 from heatlens.evaluate.truth.chexlocalize import chexpert_path
 from heatlens.evaluate.truth.images import AMBIGUOUS, SAME_END, SAME_NAME, SAME_PATH, match_images
+from heatlens.evaluate.truth.table import open_table
 from heatlens.registry import TRUTHS
 from tests.evaluate.finished import finished, row
 
@@ -101,7 +102,7 @@ def test_broken_rows_are_counted_and_the_first_ones_named(run, tmp_path):
     truth = opened(f"ms-cxr:{write(tmp_path / 'ms.csv', MS_CXR + chr(10).join(bad))}", run)
     assert truth.describe()["broken_rows"] == len(bad)
     (note,) = truth.notes()
-    assert note.startswith("7 rows") and "ms.csv:5: " in note and "ms.csv:9: " in note and "(and 2 more)" in note
+    assert note.startswith("7 row(s)") and "ms.csv:5: " in note and "ms.csv:9: " in note and "(and 2 more)" in note
     assert truth.match(asked(prompt="mild edema"), "auto").target is not None
 
 
@@ -367,3 +368,19 @@ def test_boxes_are_scaled_from_their_frame(scale, width, height):
 
 def test_labels_without_case_and_double_blanks():
     assert plain(" Left  LUNG\n zone") == "left lung zone"
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("\ufeff\nimage,label,x1,y1,x2,y2,,,image\r\na.png,x,1,2,3,4,,,b.png\r\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="the column image more than once"):
+        open_table(path, None)
+    path.write_text("image,label,x1,y1,x2,y2,,\na.png,x,1,2,3,4,,\n")  # empty names are nobody's
+    assert open_table(path, None).describe()["annotations"] == 1
+
+
+def test_a_masks_path_is_named_as_one(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("image,label,mask\na.png,x,../m.png\na.png,x,m.png\n")
+    (note,) = open_table(path, None).notes()
+    assert "mask '../m.png' climbs out of its table's folder" in note

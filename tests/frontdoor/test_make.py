@@ -33,6 +33,7 @@ class Checkout:
         for name in (
             "Makefile",
             "pyproject.toml",
+            ".ci/bench.sh",
             ".ci/setup.sh",
             "configs/demo/exp_00_phantom.conf",
             *SHELL_SIDE,
@@ -130,6 +131,34 @@ def test_a_failed_installation_is_tried_again(checkout: Checkout) -> None:
     broken.unlink()
     assert checkout.make("setup").returncode == 0
     assert checkout.calls[-1].startswith("-m|pip|")
+
+
+def measured_on_the_demo() -> list[list[str]]:
+    """The arguments of the commands that docs/evaluation.md takes the demo's figures from."""
+    text = (ROOT / "docs" / "evaluation.md").read_text().partition("## The demo's own numbers")[2]
+    return [line.split()[1:] for line in text.split("```")[1].strip().splitlines()]
+
+
+@pytest.mark.parametrize("crf", [True, False])
+def test_bench_measures_one_thing_after_the_other(checkout: Checkout, crf: bool) -> None:
+    start = "if [[ $1 == -c ]]; then"
+    absent = f"if [[ $* == *densecrf* ]]; then exit 1; fi\n{start}"
+    (checkout.bin / "python3").write_text(STUB if crf else STUB.replace(start, absent))
+    done = checkout.make("bench", TMPDIR=str(checkout.bin))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("dense CRF is left out" in done.stdout) != crf
+    calls = [call.split("|")[:-1] for call in checkout.calls if "|pip|" not in call and "|venv|" not in call]
+    programs = [words[0] for words in calls if words[0] != "-m"]
+    assert all((ROOT / program).is_file() for program in programs)
+    wanted = ["benchmarks/crf_cost.py", "benchmarks/crf_effect.py"] if crf else []
+    assert [program for program in programs if "crf" in program] == wanted
+    commands = [words[2:] for words in calls if words[0] == "-m"]
+    assert all(words[:2] == ["-m", "heatlens.cli"] for words in calls if words[0] == "-m")
+    for words in measured_on_the_demo():
+        assert (words in commands) == (crf or "crf" not in str(words))
+    made = [words[words.index("--results-dir") + 1] for words in commands if "--skip-crf" in words]
+    assert made == next((words[1:] for words in calls if words[0] == "benchmarks/crf_effect.py"), [])
+    assert not list(checkout.bin.glob("tmp.*"))
 
 
 def test_local_test_hands_on_only_what_was_given(checkout: Checkout) -> None:

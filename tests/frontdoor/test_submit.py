@@ -96,11 +96,12 @@ def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Checkout:
     return made
 
 
-def test_arguments_are_handed_on_unchanged(checkout: Checkout) -> None:
+@pytest.mark.parametrize("name", ["exp_00_phantom", "exp_01_held_out"])
+def test_arguments_are_handed_on_unchanged(checkout: Checkout, name: str) -> None:
     words = ["--stop-after", "", "--prompt-template", 'it\'s a\n"{question}" $(id) `id` *', "--alpha", "0.5"]
-    done = checkout.run("configs/demo/exp_00_phantom.conf", *words)
+    done = checkout.run(f"configs/demo/{name}.conf", *words)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    conf = checkout.stage / "configs" / "demo" / "exp_00_phantom.conf"
+    conf = checkout.stage / "configs" / "demo" / f"{name}.conf"
     assert checkout.arguments == [str(checkout.program), "--config", str(conf), *words]
 
 

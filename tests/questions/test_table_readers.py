@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from row_factory import in_one_folder
 
+from heatlens.errors import DataSetError
 from heatlens.questions.readers.table import TableReader
 from heatlens.questions.readers.thinkvg import ThinkVGReader
 
@@ -72,6 +73,21 @@ def test_malformed_csv_rows_are_one_row_each(tmp_path):
     assert [bool(row.error) for row in rows] == [True, True, True, False, True]
     assert "4 cells where the header has 3" in rows[1].error
     assert "never closed" in rows[4].error
+
+
+@pytest.mark.parametrize("ending", ["\r", "\n", "\r\n"])
+def test_lines_end_as_any_system_ends_them(tmp_path, ending):
+    lines = ("", "image,question,answer", "a.png,Where?,1", "", "b.png,too few", 'c.png,"Why,\nwhere?",2', "")
+    rows = table(tmp_path, ending.join(lines))
+    assert [(row.source, row.question, bool(row.error)) for row in rows] == [
+        ("t.csv:3", "Where?", False), ("t.csv:5", "", True), ("t.csv:6", "Why,\nwhere?", False),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("header", "line"), [('image,"question', 1), ('\nimage,question,"answer"s', 2)])
+def test_a_header_that_is_no_csv_is_named(tmp_path, header, line):
+    with pytest.raises(DataSetError, match=rf"t\.csv:{line}: the header is not valid CSV: .*end with a quote"):
+        table(tmp_path, f"{header}\na.png,Where?\n")
 
 
 def test_a_broken_first_line_of_json_lines_is_one_row(tmp_path):

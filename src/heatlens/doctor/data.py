@@ -25,11 +25,12 @@ def dataset(settings: Settings) -> Iterator[Finding]:
     from heatlens.batch.parts import Parts
     from heatlens.config import check_paths
     from heatlens.phantom.dataset import MARKER
+    from heatlens.registry import DEMO_FOLDERS
 
     if settings.dataset_path is None:
         yield Finding("data set", OK, "none named; --config FILE.conf has it checked")
         return
-    if settings.dataset == "phantom" and not (settings.dataset_path / MARKER).exists():
+    if settings.dataset in DEMO_FOLDERS and not (settings.dataset_path / MARKER).exists():
         yield Finding("data set", OK, f"the demo's: the first run writes it to {settings.dataset_path}")
         return
     try:

@@ -198,8 +198,11 @@ def _check_together(options: Options) -> None:
 
 
 def _evaluate(options: Options) -> int:
+    from heatlens.evaluate.place import REPORT, check_place
     from heatlens.evaluate.report import summary_lines, write_report
 
+    output = options.output or options.folders[0] / DEFAULT_FOLDER
+    check_place(output, REPORT)
     run = _opened(options.folders[0], options)
     with _umask([run]):
         cases = _cases(run, options)
@@ -207,7 +210,6 @@ def _evaluate(options: Options) -> int:
         record = evaluation.record
         record["command"] = options.command
         failure = _ask_the_model(run, cases, options, record)
-        output = options.output or options.folders[0] / DEFAULT_FOLDER
         written = write_report(evaluation, output)
     _print(options, record, [*summary_lines(record), "", *map(str, written)])
     if failure is not None:
@@ -235,7 +237,10 @@ def _ask_the_model(run: FinishedRun, cases: Cases, options: Options, record: dic
 def _compare(options: Options) -> int:
     from heatlens.evaluate.compare_report import comparison_lines, settings_that_differ, write_comparison
     from heatlens.evaluate.paired import compare_runs
+    from heatlens.evaluate.place import COMPARISON, check_place
 
+    output = options.output or options.folders[1] / DEFAULT_COMPARISON
+    check_place(output, COMPARISON)
     runs = [_opened(folder, options) for folder in options.folders]
     with _umask(runs):
         evaluations = [_measured(_cases(run, options), run, options) for run in runs]
@@ -244,7 +249,6 @@ def _compare(options: Options) -> int:
         record["command"] = options.command
         record["folders"] = [str(folder) for folder in options.folders]
         record["settings"] = settings_that_differ(runs[0].config, runs[1].config)
-        output = options.output or options.folders[1] / DEFAULT_COMPARISON
         written = write_comparison(record, output)
     _print(options, record, [*comparison_lines(record), "", *map(str, written)])
     return EXIT_OK

@@ -26,7 +26,7 @@ from heatlens.evaluate.markup import (
     table,
 )
 from heatlens.evaluate.metrics import METRICS
-from heatlens.evaluate.report import writing_into
+from heatlens.evaluate.report import FEWEST_PATIENTS, writing_into
 from heatlens.files import atomic_write
 
 WHERE_ONLY = {
@@ -36,8 +36,6 @@ WHERE_ONLY = {
 """keys that decide how and where a run is done, and nothing about a heat map"""
 BY_FINDING = ("pointing_8", "iou", "box_iou", "cnr")
 SHOWN = 40
-FEWEST_PATIENTS = 5
-"""for an interval to say something"""
 PICTURE = "differences.png"
 
 Record = Mapping[str, Any]
@@ -85,7 +83,7 @@ READING = """\
 * Differences of shares are in percentage points (pp).
 * "contains 0": with these patients the sign of the difference is open. That is no proof that the runs are equal.
 * Many differences are looked at here: one of twenty whose truth is 0 lies outside its interval by chance.
-  An interval of fewer than five patients says little, and nothing is set in bold there.
+  An interval of fewer than ten patients is too narrow to say much, and nothing is set in bold there.
 * What the figures are, and what they do not show, stands in each run's own report (heatlens evaluate RESULTS_DIR)."""
 
 
@@ -125,7 +123,8 @@ def verdict(key: str, part: Record) -> str:
         return f"{between} An interval of {counted(part['patients'], 'patient')} says little."
     if low <= 0 <= high:
         return f"{between} The interval contains 0: these heat maps do not tell which run is better."
-    return f"{between} The interval does not contain 0: **{'B' if low > 0 else 'A'} is better** on these heat maps."
+    better = "B" if low > 0 else "A"
+    return f"{between} The interval does not contain 0: **{better} is better** in this figure, for patients like these."
 
 
 def _settings(record: Record) -> list[str]:
@@ -165,7 +164,7 @@ def _finding_table(findings: Mapping[str, Record]) -> list[str]:
     return [
         *table(head, rows),
         "",
-        "B minus A [95%]; bold where the interval does not contain 0 and is of at least five patients."
+        "B minus A [95%]; bold where the interval does not contain 0 and is of at least ten patients."
         + (f" {more:,} more in compare.json." if more > 0 else ""),
     ]
 

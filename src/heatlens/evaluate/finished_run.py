@@ -149,6 +149,8 @@ def read_run(folder: Path, image_root: Path | None = None) -> FinishedRun:
 def _record(folder: Path) -> dict[str, Any]:
     path = folder / RUN_RECORD
     if not path.is_file():
+        if (folder / "shards").is_dir():
+            raise ConfigError(f"the run in {folder} is not finished: `heatlens status {folder}` says how to go on")
         what = "is not there" if not folder.exists() else "holds no finished run (no run.json)"
         raise ConfigError(f"{folder} {what}; name the RESULTS_DIR of a run")
     try:

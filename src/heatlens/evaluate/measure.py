@@ -138,7 +138,8 @@ def _gathered(
         for at, reason, text in found.failed:
             left_out[reason] += 1
             if len(examples.setdefault(reason, [])) < EXAMPLES:
-                examples[reason].append(f"{items[places[at]].output}: {text}")
+                output, raw = items[places[at]].output, str(items[places[at]].raw)
+                examples[reason].append(f"{output}: {text.replace(raw, 'its map')}")
         heard += len(places)
         if progress is not None:
             progress(heard, len(items))
@@ -203,6 +204,12 @@ def _notes(rows: pd.DataFrame, measuring: Measuring) -> list[str]:
         notes.append(f"the films of {dark} of {len(rows)} heat maps cannot be read: no body baseline for them{also}")
     if whole := int(rows["cnr"].isna().sum()):
         notes.append(f"{whole} of {len(rows)} heat maps have no CNR: the target is the whole film, or nothing varies")
+    images = rows.drop_duplicates("source_image")
+    if unnamed := int((images["patient"] == images["source_image"]).sum()):
+        notes.append(
+            f"the paths of {unnamed} of {len(images)} images name no patient: each counts as a patient of its own, and "
+            "where patients have several images the intervals are too narrow"
+        )
     if rows["patient"].nunique() < 2:
         notes.append("all heat maps are of one patient: there are no intervals")
     return notes

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#767676", "#222222"
 MARKS = {"centre": ("D", ORANGE), "random": ("x", GREY), "body": ("^", GREEN)}
 LABELS = {"centre": "centre of the film", "random": "random", "body": "anywhere in the body"}
+PICTURES = ("metrics.png", "by_finding.png", "by_target_size.png", "curves.png")
 MOST_NAMES = 25
 MOST_DOTS = 20_000
 DPI = 120
@@ -100,6 +101,9 @@ def draw_plots(rows: pd.DataFrame, record: Record, folder: Path) -> list[str]:
     if record.get("curves"):
         draw_curves(record["curves"], folder / "curves.png")
         names.append("curves.png")
+    for name in PICTURES:  # those of an earlier report say nothing of this one
+        if name not in names:
+            (folder / name).unlink(missing_ok=True)
     return names
 
 
@@ -127,8 +131,12 @@ def draw_findings(record: Record, path: Path) -> None:
                         )
             axis.set(title=METRICS[key].label, xlabel=_unit(key), xlim=(-0.02 * _scale(key), 1.02 * _scale(key)))
             axis.axhline(len(groups) - 0.5, color=GREY, linewidth=0.8)
-        axes[0].set_yticks(range(len(rows)), [f"{plain(name)[:28]} ({group['n']:,})" for name, group in rows])
+        axes[0].set_yticks(range(len(rows)), [f"{_short(name)} ({group['n']:,})" for name, group in rows])
         axes[0].set_ylim(-0.6, len(rows) - 0.4)
+        if (all_names := len(record["groups"]["finding"])) > len(groups):
+            made.suptitle(
+                f"The {len(groups)} of {all_names} findings with most heat maps", x=0.01, ha="left", fontsize=11
+            )
         for axis in axes:
             axis.grid(visible=False, axis="y")
         made.legend(handles=_legend(everything[1]), loc="outside lower center", ncols=4)
@@ -154,6 +162,12 @@ def _legend(group: Record) -> list[Any]:
         for name, (marker, colour) in MARKS.items()
         if group["baselines"].get(name, {}).get("pointing_8", {}).get("mean") is not None
     ]
+
+
+def _short(name: str) -> str:
+    """A name as a label: at most 28 characters, and to be seen that it is cut."""
+    line = plain(name)
+    return line if len(line) <= 28 else f"{line[:25].rstrip()}..."
 
 
 def _scale(key: str) -> float:
@@ -302,7 +316,7 @@ def draw_differences(groups: Record, names: tuple[str, str], path: Path) -> None
     metrics = groups["all"]["all"]["metrics"]
     all_rows = [(METRICS[key].label, figures) for key, figures in metrics.items() if figures["mean"] is not None]
     findings = [
-        (f"{plain(name)[:28]} ({part['n']:,})", part["metrics"]["pointing_8"])
+        (f"{_short(name)} ({part['n']:,})", part["metrics"]["pointing_8"])
         for name, part in list(groups.get("finding", {}).items())[:MOST_NAMES]
     ]
     with figure(2.0 + 0.34 * max(len(all_rows), len(findings)), ncols=2 if findings else 1) as (made, axes):

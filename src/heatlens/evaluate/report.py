@@ -46,6 +46,8 @@ WITH_MEDIAN = ("iou", "box_iou")
 RANKED_BY = "pointing_8"
 FEWEST = 5
 """heat maps that a finding needs to be called best or worst"""
+FEWEST_PATIENTS = 10
+"""for an interval to say something: that of 5 holds the true mean 4 to 8 times out of 10, not 95 out of 100"""
 NOT_TOLD = ("counts", "plan_digest")
 """of the run: in report.json only"""
 SHOWN = 40
@@ -64,6 +66,8 @@ NOT_SHOWN = """\
   film reaches as well is no success of the map.
 * Intervals are about the patients of this data set: other hospitals, devices and questions are not in them. Many
   groups are looked at here, so one of twenty differences at the edge of its interval is expected by chance alone.
+  With few patients they are too narrow, and one such as [100.0 to 100.0] only says that no patient differed: of 20
+  hits out of 20 the true rate may well be 85%.
 * Where prompts name the region or the finding, annotated knowledge has gone into the maps."""
 
 Record = Mapping[str, Any]
@@ -78,12 +82,13 @@ def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
     pictures: Sequence[str] = ()
     missing = ""
     with writing_into(folder):
+        # First, because it tells whose folder this is (heatlens.evaluate.place).
+        atomic_write(folder / "report.json", json.dumps(record, indent=1, ensure_ascii=True, allow_nan=False) + "\n")
         try:
             pictures = draw_plots(evaluation.rows, record, folder / "plots")
         except PlotsMissing as error:
             missing = str(error)
         write_rows(evaluation.rows, folder / "per_map.csv")
-        atomic_write(folder / "report.json", json.dumps(record, indent=1, ensure_ascii=True, allow_nan=False) + "\n")
         atomic_write(folder / "report.md", report_text(record, pictures, missing))
     return [
         folder / name for name in ("report.md", "report.json", "per_map.csv", *(f"plots/{one}" for one in pictures))
@@ -143,6 +148,7 @@ def _lead(record: Record) -> Iterator[str]:
         f"Of {counted(record['evaluated'], 'heat map')} of {counted(record['patients'], 'patient')}, "
         f"**{mean_cell(RANKED_BY, figures)}** have their maximum on the target or at most "
         f"{record['tolerance_px_of_224']} px (of 224) away from it.{against}"
+        + (" Of so few patients, an interval is too narrow." if record["patients"] < FEWEST_PATIENTS else "")
     )
     yield from ["", *best_and_worst(record)]
 
@@ -164,10 +170,29 @@ def best_and_worst(record: Record) -> list[str]:
         f"Best: {_rated(*rated[0])}. Worst: {_rated(*rated[-1])}. "
         f"(Findings with at least {FEWEST} heat maps, by pointing within {record['tolerance_px_of_224']} px.)"
     )
-    if not behind:
-        return [sentence, "", "Every one of these findings is pointed at more often than by any baseline."]
-    names = "; ".join(f"{escaped(name)} ({baseline}: {number(RANKED_BY, value)})" for name, baseline, value in behind)
-    return [sentence, "", f"**No better than a baseline that has not seen the question:** {names}."]
+    unclear = [
+        (name, baseline, best)
+        for name, group, baseline, best in baselines
+        if best is not None and (name, baseline, best) not in behind and not _above(group, best)
+    ]
+    lines = [sentence, ""]
+    if behind:
+        lines += [f"**No better than a baseline that has not seen the question:** {_with_baselines(behind)}.", ""]
+    if unclear:
+        lines += [f"Above every baseline, but with an interval that reaches one: {_with_baselines(unclear)}.", ""]
+    if not behind and not unclear:
+        lines += ["Every one of these findings is pointed at more often than by any baseline, at either end of its "
+                  "interval.", ""]  # fmt: skip
+    return lines[:-1]
+
+
+def _above(group: Record, best: float) -> bool:
+    low = group["metrics"][RANKED_BY]["mean_low"]
+    return low is not None and low > best
+
+
+def _with_baselines(findings: Sequence[tuple[str, str, float]]) -> str:
+    return "; ".join(f"{escaped(name)} ({baseline}: {number(RANKED_BY, value)})" for name, baseline, value in findings)
 
 
 def _rated(name: str, group: Record) -> str:
@@ -188,7 +213,7 @@ def _what(record: Record) -> Iterator[str]:
     yield f"* Heat maps: {record['heat_maps']:,} made by the run, **{record['evaluated']:,} evaluated**"
     examples = record.get("left_out_examples", {})
     for reason, count in record["left_out"].items():
-        shown = "; ".join(escaped(one) for one in examples.get(reason, ()))
+        shown = "; ".join(escaped_long(one) for one in examples.get(reason, ()))
         yield f"  * left out: {count:,}, {escaped(reason)}{f' (such as {shown})' if shown else ''}"
     if not record["left_out"]:
         yield "  * none left out; a constant map counts as a miss"
@@ -256,7 +281,8 @@ def _group_section(record: Record, grouping: str, pictures: Sequence[str]) -> li
         *table([title, "heat maps", "patients", *labels], rows),
         "",
         "In each cell: mean [95%], the median of overlaps, and below it the best baseline's mean. "
-        "Intervals of fewer than five patients say little." + (f" {more:,} more in report.json." if more > 0 else ""),
+        "Intervals of fewer than ten patients are too narrow."
+        + (f" {more:,} more in report.json." if more > 0 else ""),
         "",
         *_picture(picture, pictures),
     ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from heatlens.errors import DataSetError
-from heatlens.questions.readers.sources import opened
+from heatlens.questions.readers.sources import UNREADABLE, opened
 
 TABLES = {"SPLIT": ("split", "split"), "VIEW": ("metadata", "ViewPosition")}
 """Key -> (the middle of the table's file name, the column)."""
@@ -50,14 +50,14 @@ class ImageTable:
     def read(cls, path: Path, column: str) -> ImageTable:
         """Read ``dicom_id`` and ``column`` of a CSV, plain or gzipped."""
         known: dict[str, str] = {}  # a few distinct values: keep one string of each
-        with opened(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as text:
-            try:
+        try:
+            with opened(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as text:
                 rows = csv.reader(text)
                 header = next(rows, [])
                 identity, wanted = header.index("dicom_id"), header.index(column)
                 values = {row[identity]: known.setdefault(row[wanted], row[wanted]) for row in rows if row}
-            except (ValueError, IndexError, csv.Error, OSError, EOFError) as error:
-                raise DataSetError(f"{path}: not a table with the columns dicom_id and {column}: {error}") from error
+        except (ValueError, IndexError, csv.Error, *UNREADABLE) as error:
+            raise DataSetError(f"{path}: not a table with the columns dicom_id and {column}: {error}") from error
         return cls(values)
 
     def of_image(self, image_path: str) -> str | None:

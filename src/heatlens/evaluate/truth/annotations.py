@@ -153,11 +153,11 @@ class AnnotationFile:
         notes = []
         if self._collected.broken:
             notes.append(
-                _listed("rows of the annotation file cannot be used", self._collected.broken, self._collected.named)
+                _listed("row(s) of the annotation file cannot be used", self._collected.broken, self._collected.named)
             )
         if self._unusable:
             first = [f"{place}: {reason}" for place, reason in list(self._unusable.items())[:NAMED]]
-            notes.append(_listed("annotations do not fit their film", len(self._unusable), first))
+            notes.append(_listed("annotation(s) cannot be placed on their film", len(self._unusable), first))
         return notes
 
 

@@ -18,8 +18,7 @@ from heatlens.evaluate.truth.annotations import Annotation, AnnotationFile, Coll
 from heatlens.evaluate.truth.base import Asked
 from heatlens.evaluate.truth.masks import FileMask
 from heatlens.evaluate.truth.own import own_regions
-from heatlens.evaluate.truth.reading import file_of, numbers, records, text, wrong_layout
-from heatlens.files import safe_relative
+from heatlens.evaluate.truth.reading import beside, file_of, numbers, records, text, wrong_layout
 from heatlens.questions.readers.draft import read_box
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def _collect(data: dict[str, Any], place: str, folder: Path, collected: Collecte
             continue
         mask = text(one.get("mask"))
         names = tuple(text(one.get(key)) for key in ("name", "prompt", "region"))
-        drawn = FileMask(folder / safe_relative(mask)) if mask else None
+        drawn = FileMask(folder / beside(mask)) if mask else None
         collected.add(image, Annotation(names[0], names, place, (box,), (frame[0], frame[1]), drawn))
 
 

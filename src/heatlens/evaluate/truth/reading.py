@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-from heatlens.errors import ConfigError, DataSetError, one_line
+from heatlens.errors import ConfigError, DataSetError, ItemError, one_line
+from heatlens.files import safe_relative
 from heatlens.questions.readers.base import reading
 from heatlens.questions.readers.jsonfiles import MAX_ITEM, Record, read_json
 from heatlens.questions.readers.layouts import look
 from heatlens.questions.readers.parquet import read_parquet
-from heatlens.questions.readers.sources import SourceFile, opened
-from heatlens.questions.readers.table import read_csv
+from heatlens.questions.readers.sources import UNREADABLE, SourceFile, opened
+from heatlens.questions.readers.table import csv_header, read_csv
 
 MOST_BYTES = 4 * MAX_ITEM
 """of a file that is one JSON object"""
@@ -24,7 +25,7 @@ MOST_BYTES = 4 * MAX_ITEM
 def file_of(name: str, path: Path | None, what: str) -> SourceFile:
     """The one file that ``--truth NAME:PATH`` names. ConfigError when it is not there."""
     if path is None:
-        raise ConfigError(f"--truth={name}: which file? --truth {name}:PATH, with {what}")
+        raise ConfigError(f"--truth={name}: which file? --truth {name}:PATH; {what}")
     if not path.is_file():
         raise ConfigError(f"--truth={name}:{path}: {'this is a folder' if path.is_dir() else 'not there'}; {what}")
     return SourceFile(path, path.name, path.stem)
@@ -41,13 +42,19 @@ def records(name: str, source: SourceFile, known: str) -> tuple[set[str], Iterat
                 "JSON lines": lambda: read_json(source),
                 "JSON list": lambda: read_json(source),
             }.get(container)
+            twice = _twice(source) if container == "CSV" else ""
     except DataSetError as error:
         raise ConfigError(f"--truth={name}: {error}") from None
-    except csv.Error:  # a first line that is no row of cells
-        wrong_layout(name, source, "no CSV, JSON or Parquet", (), known)
     if rows is None:
         wrong_layout(name, source, container, keys, known)
+    if twice:
+        raise ConfigError(f"--truth={name}: {source.path} has the column {twice} more than once: which one counts?")
     return keys, _streamed(name, source, rows())
+
+
+def _twice(source: SourceFile) -> str:
+    """The first column name that a CSV's header has more than once; empty ones aside."""
+    return next((name for name, times in Counter(csv_header(source)).items() if name.strip() and times > 1), "")
 
 
 def _streamed(name: str, source: SourceFile, rows: Iterable[Record]) -> Iterator[Record]:
@@ -56,8 +63,6 @@ def _streamed(name: str, source: SourceFile, rows: Iterable[Record]) -> Iterator
             yield from rows
     except DataSetError as error:
         raise ConfigError(f"--truth={name}: {error}") from None
-    except csv.Error as error:
-        raise ConfigError(f"--truth={name}: {source.path} is not CSV: {one_line(error)}") from None
 
 
 def read_object(name: str, source: SourceFile, known: str) -> dict[str, Any]:
@@ -68,7 +73,7 @@ def read_object(name: str, source: SourceFile, known: str) -> dict[str, Any]:
         if len(data) > MOST_BYTES:
             raise ConfigError(f"--truth={name}: {source.path} has more than {MOST_BYTES >> 20} MiB; {known}")
         found = json.loads(data.decode("utf-8-sig"))
-    except (OSError, EOFError) as error:
+    except UNREADABLE as error:
         raise ConfigError(f"--truth={name}: {source.path} cannot be read: {one_line(error)}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--truth={name}: {source.path} is not JSON ({one_line(error)[:120]}); {known}") from None
@@ -84,6 +89,15 @@ def wrong_layout(name: str, source: SourceFile, container: str, keys: Iterable[s
     raise ConfigError(
         f"--truth={name}: {source.path} is not of this layout. Found {container} with: {names or 'nothing'}; {known}"
     )
+
+
+def beside(path: str) -> PurePosixPath:
+    """A mask's path, relative to the folder of its table. ItemError for one that leads out of it."""
+    try:
+        return safe_relative(path)
+    except ItemError as error:
+        reason = error.reason.replace("image_path", "mask", 1).replace("IMAGE_ROOT", "its table's folder")
+        raise ItemError("row", reason) from None
 
 
 def number(value: Any) -> float | None:

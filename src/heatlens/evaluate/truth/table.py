@@ -16,8 +16,7 @@ from heatlens.errors import ItemError
 from heatlens.evaluate.target import Box
 from heatlens.evaluate.truth.annotations import Annotation, AnnotationFile, Collected
 from heatlens.evaluate.truth.masks import FileMask
-from heatlens.evaluate.truth.reading import file_of, numbers, records, text, wrong_layout
-from heatlens.files import safe_relative
+from heatlens.evaluate.truth.reading import beside, file_of, numbers, records, text, wrong_layout
 from heatlens.questions.readers import columns
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def _annotation(data: Mapping[str, Any], place: str, folder: Path) -> Annotation
     label = text(data.get("label"))
     names = (label,) if label else ()
     if mask := text(data.get("mask")):
-        return Annotation(label, names, place, mask=FileMask(folder / safe_relative(mask)))
+        return Annotation(label, names, place, mask=FileMask(folder / beside(mask)))
     box = _box(data)
     return None if box is None else Annotation(label, names, place, (box,), _frame(data))
 

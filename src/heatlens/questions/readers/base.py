@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from heatlens.errors import DataSetError
 from heatlens.questions.readers.draft import unusable
 from heatlens.questions.readers.jsonfiles import Record
-from heatlens.questions.readers.sources import SourceFile, cut_lines, find_files
+from heatlens.questions.readers.sources import UNREADABLE, SourceFile, cut_lines, find_files
 from heatlens.questions.rows import QuestionRow, question_type_named
 
 if TYPE_CHECKING:
@@ -109,5 +108,5 @@ def reading(source: SourceFile) -> Iterator[None]:
     """What goes wrong while ``source`` is read is an error of the data set."""
     try:
         yield
-    except (OSError, EOFError, zlib.error) as error:
+    except UNREADABLE as error:
         raise DataSetError(f"{source.path}: cannot be read: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -116,5 +117,5 @@ def look(source: SourceFile) -> tuple[str, set[str]]:
         return "JSON list" if text[0] == "[" else "JSON lines", set().union(*(record.data or () for record in records))
     if "\0" in text:
         return "binary data", set()
-    line = text.split("\n", 1)[0].rstrip("\r")
+    line = io.StringIO(text, newline="").readline().rstrip("\r\n")  # a lone "\r" ends it, too, as in read_csv
     return "CSV", set(next(csv.reader([line], delimiter=columns.delimiter(line)), []))

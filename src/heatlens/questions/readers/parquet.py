@@ -16,17 +16,28 @@ from heatlens.questions.readers.sources import SourceFile
 BATCH_ROWS = 2048
 
 
+# Of pyarrow, and of Python's own types: a name that is not UTF-8, a date beyond the year 9999.
+_FAULTS = (pa.ArrowException, OSError, ValueError, OverflowError)
+
+
+def _fault(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
 def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataSetError(f"{path}: not a readable Parquet file: {' '.join(str(error).split())[:200]}") from error
+    except _FAULTS as error:
+        raise DataSetError(f"{path}: not a readable Parquet file: {_fault(error)}") from error
 
 
 def column_names(path: Path) -> list[str]:
     """The top-level column names."""
     with _open(path) as file:
-        return list(file.schema_arrow.names)
+        try:
+            return list(file.schema_arrow.names)
+        except _FAULTS as error:
+            raise DataSetError(f"{path}: its columns cannot be read: {_fault(error)}") from error
 
 
 def read_parquet(source: SourceFile, wanted: Sequence[str]) -> Iterator[Record]:
@@ -38,10 +49,8 @@ def read_parquet(source: SourceFile, wanted: Sequence[str]) -> Iterator[Record]:
                 for values in zip(*(_values(column) for column in batch.columns), strict=True):
                     place += 1
                     yield Record(place, dict(zip(batch.schema.names, values, strict=True)))
-        except (pa.ArrowException, OSError) as error:
-            raise DataSetError(
-                f"{source.path}: cannot be read after row {place}: {' '.join(str(error).split())[:200]}"
-            ) from error
+        except _FAULTS as error:
+            raise DataSetError(f"{source.path}: cannot be read after row {place}: {_fault(error)}") from error
 
 
 def _values(column: pa.Array) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import gzip
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from heatlens.errors import DataSetError
+
+UNREADABLE = (OSError, EOFError, zlib.error)
+"""What a file raises that cannot be read, or whose .gz is broken or breaks off."""
 
 
 class Span(NamedTuple):

@@ -6,10 +6,12 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
 from typing import Any
 
+from heatlens.errors import DataSetError
 from heatlens.questions.readers import columns
 from heatlens.questions.readers.base import FileReader, place, type_of_file
 from heatlens.questions.readers.draft import Draft
@@ -82,19 +84,40 @@ def _is_json(source: SourceFile, container: str) -> bool:
     return container.startswith("JSON") or (container == "CSV" and named_json)
 
 
-def read_csv(source: SourceFile) -> Iterator[Record]:
-    """The rows of a delimited file. ``place`` is the line where a row starts."""
+@contextmanager
+def _csv(source: SourceFile) -> Iterator[tuple[list[str], Any, int]]:
+    """(header, csv reader behind it, blank lines in front of it). DataSetError when the header is no CSV."""
     # The default of 128 KiB holds for the whole process, so it is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))
     with (
         opened(source.path) as raw,
         io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape", newline="") as text,
     ):
-        first = text.readline()
+        blank = 0
+        while (first := text.readline()).isspace():
+            blank += 1
         reader = csv.reader(chain([first], text), delimiter=columns.delimiter(first), strict=True)
-        header = next(reader, [])
+        try:
+            header = next(reader, [])
+        except csv.Error as error:
+            raise DataSetError(
+                f"{source.path}:{blank + 1}: the header is not valid CSV: {error}. Column names in quotes end with a "
+                "quote, and a delimiter or the line's end follows it"
+            ) from error
+        yield header, reader, blank
+
+
+def csv_header(source: SourceFile) -> list[str]:
+    """The column names of a delimited file, as they stand there."""
+    with _csv(source) as (header, _, _):
+        return header
+
+
+def read_csv(source: SourceFile) -> Iterator[Record]:
+    """The rows of a delimited file. ``place`` is the line where a row starts."""
+    with _csv(source) as (header, reader, blank):
         while True:
-            line = reader.line_num + 1
+            line = blank + reader.line_num + 1
             try:
                 cells = next(reader)
             except StopIteration:
