@@ -29,10 +29,9 @@ from heatlens.evaluate.measuring import FIGURES, MISSING, NO_TARGET, measuring_o
 from heatlens.evaluate.metrics import KEYS
 from heatlens.evaluate.target import Target
 from heatlens.evaluate.workers import _tasks, measured
-from heatlens.images.bodymask import body_mask
+from heatlens.images.bodymask import body_mask, pixels_needed
 from heatlens.images.decode import read_film
 from heatlens.render.encode import encode_png16
-from heatlens.stages.base import pixels_needed
 from tests.evaluate.records import METRIC_KEYS, example_record
 
 SOURCE = (200, 240)

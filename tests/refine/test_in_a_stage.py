@@ -128,8 +128,8 @@ def test_what_the_model_did_not_see_is_undecided_and_stays_bare(tmp_path):
     assert set(np.unique(heat[:100])) == {0.5}  # 150 of 600 pixels above the view, at 448 of them 112
     assert heat[112:336].min() == 0
     assert heat.max() == 1
-    assert not final.seen.all()
-    assert not final.values[~final.seen].any()
+    assert not view.seen.all()
+    assert not final.values[~view.seen].any()
 
 
 @pytest.mark.parametrize("stage", [AttnMapStage, BoxStage])

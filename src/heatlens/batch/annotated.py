@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heatlens.images.geometry import gemex_box_to_source
+from heatlens.images.geometry import clip_box, gemex_box_to_source
 from heatlens.questions.rows import LETTERBOX_224, SOURCE, Box, Region
 
 Size = tuple[int, int]
@@ -18,9 +18,7 @@ def annotated_box(region: Region, size: Size) -> Box | None:
         box = gemex_box_to_source(region.box, size)
     elif region.frame in (SOURCE, RELATIVE):
         scale = size if region.frame == RELATIVE else (1, 1)
-        x1, x2 = (min(max(x * scale[0], 0.0), float(size[0])) for x in region.box[::2])
-        y1, y2 = (min(max(y * scale[1], 0.0), float(size[1])) for y in region.box[1::2])
-        box = (x1, y1, x2, y2)
+        box = clip_box([edge * side for edge, side in zip(region.box, (*scale, *scale), strict=True)], size)
     else:
         return None
     return box if box[0] < box[2] and box[1] < box[3] else None

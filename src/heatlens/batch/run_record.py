@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from heatlens.questions.plan import Plan
 
 RUN_RECORD = "run.json"
+_PRIVATE = "077"
 _PACKAGES = {
     "torch": "torch",
     "open_clip": "open_clip_torch",
@@ -110,6 +112,23 @@ def config_with_origins(settings: Settings) -> dict[str, dict[str, Any]]:
     return {
         name: {"value": plain(getattr(settings, name.lower())), "origin": origins.get(name, "default")} for name in KEYS
     }
+
+
+def image_root_of(config: Mapping[str, Any]) -> Path | None:
+    """Where a run looked for its films, by its settings (KEY -> value), as far as they tell: a data set may choose by
+    itself. It need not be there any more."""
+    if root := config.get("IMAGE_ROOT"):
+        return Path(str(root))
+    if not config.get("DATASET_PATH"):
+        return None
+    path = Path(str(config["DATASET_PATH"]))
+    return path if path.is_dir() else path.parent
+
+
+def umask_of(config: Mapping[str, Any]) -> str:
+    """A run's UMASK by its settings, for what is made of it later: as private as the run, and private in doubt."""
+    text = str(config.get("UMASK") or _PRIVATE)
+    return text if re.fullmatch("[0-7]{3,4}", text) else _PRIVATE
 
 
 @lru_cache(maxsize=1)

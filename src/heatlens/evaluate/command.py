@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from heatlens.config_help import KeyParser
 from heatlens.errors import EXIT_FAILURES, EXIT_OK, ConfigError, HeatlensError, SetupError
 from heatlens.registry import TRUTHS, find
-from heatlens.settings import THRESHOLD, UMASK
+from heatlens.settings import THRESHOLD
 
 if TYPE_CHECKING:
     from heatlens.evaluate.cases import Cases
@@ -316,11 +316,12 @@ def _seed(run: FinishedRun, options: Options) -> int:
 @contextmanager
 def _umask(runs: Sequence[FinishedRun]) -> Iterator[None]:
     """Questions and maps are restricted data, in a report as in its runs: who may not read one, not read this."""
+    from heatlens.batch.run_record import umask_of
     from heatlens.batch.runner import umask
 
     together = 0
     for run in runs:
-        together |= int(UMASK.read(str(run.config.get("UMASK") or "077"), Path()), 8)
+        together |= int(umask_of(run.config), 8)
     with umask(f"{together:o}"):
         yield
 

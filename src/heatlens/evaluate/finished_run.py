@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from heatlens.batch.details import DETAILS
 from heatlens.batch.fingerprint import FORMAT_VERSION
-from heatlens.batch.run_record import RUN_RECORD
+from heatlens.batch.run_record import RUN_RECORD, image_root_of
 from heatlens.boxes.find import BoxRules
 from heatlens.errors import ConfigError, SetupError, one_line
 from heatlens.files import digest_file
@@ -143,7 +143,8 @@ def read_run(folder: Path, image_root: Path | None = None) -> FinishedRun:
     _check_details(folder, record)
     if image_root is not None and not image_root.is_dir():
         raise ConfigError(f"--image-root={image_root} is not a folder")
-    return FinishedRun(folder, str(stage), config, record, image_root or _image_root(config))
+    root = image_root or image_root_of(config)
+    return FinishedRun(folder, str(stage), config, record, root if root and root.is_dir() else None)
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -226,15 +227,6 @@ def _guarded(read: Any) -> Any:
 def _taken(file: pq.ParquetFile, group: int, names: Sequence[str], wanted: NDArray[np.int64]) -> list[dict[str, Any]]:
     table = file.read_row_group(group, columns=list(names))
     return (table if len(wanted) == table.num_rows else table.take(wanted)).to_pylist()
-
-
-def _image_root(config: Mapping[str, Any]) -> Path | None:
-    """IMAGE_ROOT, or the data set's folder, where there is one."""
-    if root := config.get("IMAGE_ROOT"):
-        return Path(str(root)) if Path(str(root)).is_dir() else None
-    path = Path(str(config.get("DATASET_PATH") or ""))
-    folder = path if path.is_dir() else path.parent
-    return folder if config.get("DATASET_PATH") and folder.is_dir() else None
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -21,9 +21,8 @@ from heatlens.evaluate.baselines import BASELINES, Model, body_numbers, centre_n
 from heatlens.evaluate.cases import Case, load_map
 from heatlens.evaluate.metrics import KEYS, Aim, Area, Box, Values, measure, nowhere
 from heatlens.evaluate.pointing import peak
-from heatlens.images.bodymask import WORK_SIDE, BodyMask, body_mask
+from heatlens.images.bodymask import BodyMask, body_mask, pixels_needed
 from heatlens.images.decode import read_film
-from heatlens.images.geometry import FrameGeometry
 from heatlens.images.locate import locate_image
 
 if TYPE_CHECKING:
@@ -122,7 +121,7 @@ class Measuring:
 
     def _inside(self, case: Case, size: Size, body: BodyMask | None) -> Area:
         """Where the run looked for boxes: body (the whole film where it cannot be read) and view, (h, w)."""
-        seen = _seen(self.model.geometry(case.source), size)
+        seen = self.model.geometry(case.source).seen(self.model.grid, size)
         inside = seen & body.at(size) if self.masked and body is not None else seen
         return np.ascontiguousarray(inside)
 
@@ -157,15 +156,6 @@ def _opened(case: Case) -> tuple[Values, Aim]:
         raise _Unusable(NO_TARGET, error) from None
 
 
-def _seen(geometry: FrameGeometry, size: Size) -> Area:
-    """What of the film the model saw, (h, w): all of it but with PREPROCESS=crop."""
-    corners = np.array([(0.0, 0.0), geometry.frame])
-    (left, top), (right, bottom) = geometry.frame_to_source(corners)
-    x, y = ((np.arange(n) + 0.5) * whole / n for n, whole in zip(size, geometry.source, strict=True))
-    seen: Area = ((y >= top) & (y <= bottom))[:, None] & ((x >= left) & (x <= right))
-    return seen
-
-
 def measuring_of(run: FinishedRun, items: Sequence[Case], seed: int, rule: str | None) -> Measuring:
     """How the heat maps ``items`` of ``run`` are measured; ``rule``: a threshold in place of the run's own."""
     rules = run.box_rules()
@@ -176,7 +166,7 @@ def measuring_of(run: FinishedRun, items: Sequence[Case], seed: int, rule: str |
         own_boxes=rule is None or rule == rules.threshold,
         masked=masked,
         # As the stages do: the body must be the one that the run saw.
-        longest=max(int(longest), WORK_SIDE if masked else 0) if longest else None,
+        longest=pixels_needed(int(longest) if longest else None, mask_body=masked),
         image_root=run.image_root,
         model=_model(run, items),
         seed=seed,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import Any, NoReturn
 
+from heatlens.batch.run_record import umask_of
 from heatlens.batch.runner import umask
 from heatlens.errors import EXIT_OK, ConfigError
 from heatlens.export.rows import LABELS, Run, open_run
 
 USAGE = "export RESULTS_DIR [--format coco|yolo] [--labels region|question|prompt|type] [--scores] [--output DIR]"
-_PRIVATE = "077"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -25,7 +24,7 @@ def main(argv: list[str]) -> int:
     args = read_options(argv)
     run = open_run(args.results)
     target = args.output or args.results / "export" / args.format
-    with umask(_umask_of(run)):
+    with umask(umask_of(run.config)):
         lines = (_coco if args.format == "coco" else _yolo)(run, target, args)
     print("\n".join([str(target), *(f"  {line}" for line in lines)]))
     return EXIT_OK
@@ -45,12 +44,6 @@ def read_options(argv: list[str]) -> argparse.Namespace:
     if args.scores and args.format != "yolo":
         raise ConfigError("export: --scores belongs to --format yolo; COCO results always have scores")
     return args
-
-
-def _umask_of(run: Run) -> str:
-    """The run's own: an export is as private as what it is made of."""
-    text = str(run.config.get("UMASK", _PRIVATE))
-    return text if re.fullmatch("[0-7]{3,4}", text) else _PRIVATE
 
 
 def _coco(run: Run, target: Path, args: argparse.Namespace) -> list[str]:

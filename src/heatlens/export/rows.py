@@ -65,14 +65,6 @@ class Run:
     folder: Path
     config: dict[str, Any]
 
-    def image_root(self) -> Path | None:
-        """Where the run looked for its films, as far as run.json knows: a data set may choose by itself."""
-        root = self.config.get("IMAGE_ROOT")
-        if not root and self.config.get("DATASET_PATH"):
-            path = Path(str(self.config["DATASET_PATH"]))
-            root = path if path.is_dir() else path.parent
-        return Path(str(root)) if root else None
-
     def rows(self, label: str, *, annotated: bool = False) -> Iterator[Row]:
         """Every heat map in data-set order. SetupError with file and line for what cannot be used."""
         path = self.folder / index_of(STAGE)

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from heatlens.batch.run_record import image_root_of
 from heatlens.export.catalogue import Catalogue
 from heatlens.export.rows import Run, Size
 
@@ -106,7 +107,7 @@ def _write_lists(run: Run, folder: Path, catalogue: Catalogue) -> None:
     (folder / CLASSES).write_text("".join(f"{name}\n" for name in catalogue.labels), encoding="utf-8")
     with (folder / TRAIN).open("w", encoding="utf-8") as stream:
         stream.writelines(f"./images/{image}\n" for image in catalogue.images)
-    root = run.image_root()
+    root = image_root_of(run.config)
     lines = [
         "# Boxes that were found in heat maps, not drawn by people. The paths are relative to this file's folder.",
         "# Link the films in before training:  ln -s IMAGE_ROOT images",

@@ -69,6 +69,12 @@ def body_mask(pixels: NDArray[np.uint8]) -> BodyMask:
     return BodyMask(body, size, whole_film=False)
 
 
+def pixels_needed(longest: int | None, *, mask_body: bool) -> int | None:
+    """How many pixels along the film's longer side are needed for a picture of ``longest`` (None: the film's own size)
+    and, where one is made, for the body mask; None for all."""
+    return max(longest, WORK_SIDE if mask_body else 0) if longest else None
+
+
 def _body(small: NDArray[np.uint8]) -> NDArray[np.bool_]:
     scale = max(small.shape) / WORK_SIDE
     plain = cv2.morphologyEx(small, cv2.MORPH_OPEN, _disk(max(1, round(STROKE_RADIUS * scale))))

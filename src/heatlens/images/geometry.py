@@ -7,6 +7,7 @@ corners instead would shift a 14 x 14 map by 7.5 of 224 pixels at the edges.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -207,9 +208,13 @@ def gemex_box_to_source(box: Box, size: Size, frame: int = GEMEX_FRAME) -> Box:
     """
     scale = max(size) / frame
     left, top = (frame - size[0] / scale) / 2, (frame - size[1] / scale) / 2
-    xs = [min(max((x - left) * scale, 0.0), float(size[0])) for x in (box[0], box[2])]
-    ys = [min(max((y - top) * scale, 0.0), float(size[1])) for y in (box[1], box[3])]
-    return xs[0], ys[0], xs[1], ys[1]
+    return clip_box([(edge - start) * scale for edge, start in zip(box, (left, top, left, top), strict=True)], size)
+
+
+def clip_box(box: Sequence[float], size: Size) -> Box:
+    """An xyxy box cut off at the border of an image of ``size`` (W, H); without area if nothing of it lies inside."""
+    x1, y1, x2, y2 = (min(max(edge, 0.0), float(most)) for edge, most in zip(box, (*size, *size), strict=True))
+    return x1, y1, x2, y2
 
 
 def source_box_to_gemex(box: Box, size: Size, frame: int = GEMEX_FRAME) -> Box:

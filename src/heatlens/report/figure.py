@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from heatlens.batch.run_record import RUN_RECORD, image_root_of
 from heatlens.errors import ConfigError, SetupError
 from heatlens.files import atomic_write
 from heatlens.images.decode import read_film
@@ -67,7 +68,7 @@ def read_panels(results: Path, pick: str, height: int) -> Panels:
     if values is None:
         raise SetupError(f"{raw} is missing: a figure needs a run with SAVE_RAW_CAM=true")
     size = (round(height * values.shape[1] / values.shape[0]), height)
-    film = read_film(locate_image(_image_root(config), row["source_image"])).pixels
+    film = read_film(locate_image(image_root_of(config) or Path(), row["source_image"])).pixels
     table = colour_table(config["COLORMAP"])
     return Panels(
         film=_rgb(resize_film(film, size)),
@@ -80,16 +81,10 @@ def read_panels(results: Path, pick: str, height: int) -> Panels:
 
 def _config(results: Path) -> dict[str, Any]:
     try:
-        record = json.loads((results / "run.json").read_text(encoding="utf-8"))
+        record = json.loads((results / RUN_RECORD).read_text(encoding="utf-8"))
         return {key: entry["value"] for key, entry in record["config"].items()}
     except (OSError, ValueError, KeyError, TypeError):
         raise SetupError(f"{results} holds no finished run (run.json is missing or unreadable)") from None
-
-
-def _image_root(config: dict[str, Any]) -> Path:
-    root = config.get("IMAGE_ROOT") or config.get("DATASET_PATH")
-    path = Path(str(root))
-    return path if path.is_dir() else path.parent
 
 
 def _pick(results: Path, pick: str) -> dict[str, Any]:

@@ -42,9 +42,9 @@ class AttnMapStage(MapStage):
         drawn: NDArray[np.uint8] = blend(
             view.rgb, final.levels(), self._table, self._alpha, mask=view.body, background=self._background
         )
-        if not final.seen.all():
+        if not view.seen.all():
             # What the model did not see has no colour: not hot, not cold.
-            drawn = np.where(final.seen[..., None], drawn, view.rgb)
+            drawn = np.where(view.seen[..., None], drawn, view.rgb)
         return drawn, {}
 
     def write_index(self, folder: Path, made: Iterator[MadeMap]) -> Sequence[Path]:

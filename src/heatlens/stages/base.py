@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from heatlens.batch.protocols import Explanation, OutputFile, Placed, StageResult, Statistic
 from heatlens.cam.protocols import PatchGrid
 from heatlens.errors import ItemError
-from heatlens.images.bodymask import WORK_SIDE, BodyMask, body_mask
+from heatlens.images.bodymask import BodyMask, body_mask, pixels_needed
 from heatlens.images.film import Film
 from heatlens.images.geometry import FrameGeometry
 from heatlens.refine.crf import UNDECIDED, CrfOptions, FilmCrf, require_package
@@ -110,12 +110,11 @@ class ImageView:
 
 @dataclass(frozen=True)
 class FinalMap:
-    """A map in the picture's frame. ``heat`` float32 (h, w) before min-max; ``inside`` body and view, ``seen`` the
-    view, both bool (h, w); ``range`` of the heat inside, None for a map that is constant there."""
+    """A map in the picture's frame. ``heat`` float32 (h, w) before min-max; ``inside`` body and view, bool (h, w);
+    ``range`` of the heat inside, None for a map that is constant there."""
 
     heat: NDArray[np.float32]
     inside: NDArray[np.bool_]
-    seen: NDArray[np.bool_]
     range: Range | None
 
     @property
@@ -165,20 +164,14 @@ def open_view(
     return ImageView(picture, found, film.size, placed.geometry, grid, notes, refiner)
 
 
-def pixels_needed(longest: int | None, *, mask_body: bool) -> int | None:
-    """How many pixels along the film's longer side :func:`open_view` needs; None for all."""
-    return max(longest, WORK_SIDE if mask_body else 0) if longest else None
-
-
 def final_map(view: ImageView, grid_map: NDArray[np.float32]) -> FinalMap:
     """The map as it is coloured. ItemError (explain) when it is not finite."""
     if not np.isfinite(grid_map).all():
         raise ItemError("explain", "the map is not finite")
-    values, _ = view.geometry.map_to_source(grid_map, view.grid, view.size)
-    if view.crf is not None:
-        refined = _refined(view, view.crf, grid_map)
-        values = values if refined is None else refined
-    return FinalMap(values, view.inside, view.seen, value_range(values, view.inside))
+    heat = None if view.crf is None else _refined(view, view.crf, grid_map)
+    if heat is None:
+        heat, _ = view.geometry.map_to_source(grid_map, view.grid, view.size)
+    return FinalMap(heat, view.inside, value_range(heat, view.inside))
 
 
 def _refined(view: ImageView, crf: FilmCrf, grid_map: NDArray[np.float32]) -> NDArray[np.float32] | None:
@@ -219,7 +212,7 @@ def map_statistics(view: ImageView, grid_map: NDArray[np.float32], final: FinalM
         "constant": final.constant,
         "peak_x": peak_x,
         "peak_y": peak_y,
-        "seen_fraction": np.count_nonzero(final.seen) / final.seen.size,
+        "seen_fraction": np.count_nonzero(view.seen) / view.seen.size,
     }
 
 

@@ -62,7 +62,7 @@ class BoxStage(MapStage):
         self, view: ImageView, heat_map: HeatMap, final: FinalMap
     ) -> tuple[NDArray[np.uint8], Mapping[str, Statistic]]:
         """The film with its boxes, and what details.parquet says of them."""
-        found = find_boxes(final.values, view.body & final.seen, self._rules, view.source)
+        found = find_boxes(final.values, final.inside, self._rules, view.source)
         frames = [*_found_frames(found.boxes, heat_map.region), *_annotated_frames(heat_map.boxes, view.source)]
         shares = (view.size[0] / view.source[0], view.size[1] / view.source[1])
         return draw_frames(view.picture, [_scaled(frame, shares) for frame in frames]), _statistics(found, view.source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ from heatlens.evaluate.target import Box, Mask, Size, Target
 from heatlens.evaluate.truth.base import Asked, Match
 from heatlens.evaluate.truth.images import AMBIGUOUS, match_images
 from heatlens.evaluate.truth.masks import BoxMask, Drawn, outline, together
+from heatlens.images.geometry import clip_box
 from heatlens.questions.expand import canonical_image_path
+from heatlens.questions.readers.jsonfiles import Record
+from heatlens.questions.readers.sources import SourceFile
 
 SEVERAL = "several findings"
 NO_IMAGE = "no annotation for its image"
@@ -53,6 +56,18 @@ class Collected:
         known = self.by_image[canonical_image_path(image)]
         if annotation is not None:
             known.append(annotation)
+
+    def take(self, source: SourceFile, rows: Iterable[Record], use: Callable[[dict[str, Any], str], None]) -> None:
+        """Give every row with its "file:line" to ``use``; a broken one, or an ItemError of it, is a :meth:`bad` row."""
+        for row in rows:
+            place = f"{source.label}:{row.place}"
+            if row.data is None:
+                self.bad(place, row.error)
+                continue
+            try:
+                use(row.data, place)
+            except ItemError as error:
+                self.bad(place, error.reason)
 
     def bad(self, place: str, reason: str) -> None:
         """A row that cannot be used."""
@@ -190,9 +205,7 @@ def placed(annotation: Annotation, source: Size) -> list[Box]:
 
 def cut_off(boxes: Iterable[Box], source: Size) -> list[Box]:
     """Boxes without what lies outside the film."""
-    inside = [
-        (max(x1, 0.0), max(y1, 0.0), min(x2, float(source[0])), min(y2, float(source[1]))) for x1, y1, x2, y2 in boxes
-    ]
+    inside = [clip_box(box, source) for box in boxes]
     return [box for box in inside if box[0] < box[2] and box[1] < box[3]]
 
 

@@ -30,14 +30,7 @@ def open_chestx_det10(path: Path | None, run: FinishedRun) -> AnnotationFile:  #
     if not keys.issuperset(KEYS):
         wrong_layout(NAME, source, "a table", keys, KNOWN)
     collected = Collected()
-    for row in rows:
-        place = f"{source.label}:{row.place}"
-        try:
-            if row.data is None:
-                raise ItemError("row", row.error)
-            _collect(row.data, place, collected)
-        except ItemError as error:
-            collected.bad(place, error.reason)
+    collected.take(source, rows, lambda data, place: _collect(data, place, collected))
     return AnnotationFile(NAME, source.path, collected)
 
 

@@ -28,14 +28,7 @@ def open_ms_cxr(path: Path | None, run: FinishedRun) -> AnnotationFile:  # noqa:
     if not keys.issuperset(COLUMNS):
         wrong_layout(NAME, source, "a table", keys, KNOWN)
     collected = Collected()
-    for row in rows:
-        place = f"{source.label}:{row.place}"
-        try:
-            if row.data is None:
-                raise ItemError("row", row.error)
-            collected.add(text(row.data.get("path")), _annotation(row.data, place))
-        except ItemError as error:
-            collected.bad(place, error.reason)
+    collected.take(source, rows, lambda data, place: collected.add(text(data.get("path")), _annotation(data, place)))
     return AnnotationFile(NAME, source.path, collected)
 
 

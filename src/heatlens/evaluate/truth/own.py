@@ -16,7 +16,7 @@ from heatlens.errors import ConfigError
 from heatlens.evaluate.target import Target
 from heatlens.evaluate.truth.base import Asked, Match
 from heatlens.questions.readers.draft import read_box
-from heatlens.questions.rows import CONTENT_TYPES, Region
+from heatlens.questions.rows import CONTENT_TYPES, Box, Region
 
 if TYPE_CHECKING:
     from heatlens.evaluate.finished_run import FinishedRun
@@ -45,10 +45,9 @@ class OwnBoxes:
 
     def match(self, asked: Asked, by: str) -> Match:  # noqa: ARG002
         """The boxes of the row, together."""
-        regions = own_regions(asked.boxes)
-        boxes = [box for region in regions if (box := annotated_box(region, asked.source))]
+        boxes = own_boxes(asked)
         if not boxes:
-            return Match(None, UNUSABLE if any(region.box for region in regions) else NO_BOX)
+            return Match(None, UNUSABLE if any(region.box for region in own_regions(asked.boxes)) else NO_BOX)
         named = asked.content_type and asked.content_type.casefold() not in CONTENT_TYPES
         return Match(Target(asked.content_type if named else asked.region, tuple(boxes)), "own row")
 
@@ -59,6 +58,11 @@ class OwnBoxes:
     def notes(self) -> list[str]:
         """Nothing: the run has named what was wrong with its rows."""
         return []
+
+
+def own_boxes(asked: Asked) -> list[Box]:
+    """The boxes that the heat map's row has, in pixels of the film."""
+    return [box for region in own_regions(asked.boxes) if (box := annotated_box(region, asked.source))]
 
 
 @lru_cache(maxsize=1 << 14)

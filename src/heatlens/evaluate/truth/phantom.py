@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heatlens.batch.annotated import annotated_box
 from heatlens.errors import ConfigError, ItemError
-from heatlens.evaluate.target import Box
+from heatlens.evaluate.metrics import box_iou
 from heatlens.evaluate.truth.annotations import Annotation, AnnotationFile, Collected, plain
 from heatlens.evaluate.truth.base import Asked
 from heatlens.evaluate.truth.masks import FileMask
-from heatlens.evaluate.truth.own import own_regions
+from heatlens.evaluate.truth.own import own_boxes
 from heatlens.evaluate.truth.reading import beside, file_of, numbers, records, text, wrong_layout
 from heatlens.questions.readers.draft import read_box
 
@@ -40,14 +39,7 @@ def open_phantom(path: Path | None, run: FinishedRun) -> PhantomTruth:
     if not keys.issuperset({"image_path", "findings"}):
         wrong_layout(NAME, source, "a table", keys, KNOWN)
     collected = Collected()
-    for row in rows:
-        place = f"{source.label}:{row.place}"
-        try:
-            if row.data is None:
-                raise ItemError("row", row.error)
-            _collect(row.data, place, source.path.parent, collected)
-        except ItemError as error:
-            collected.bad(place, error.reason)
+    collected.take(source, rows, lambda data, place: _collect(data, place, source.path.parent, collected))
     return PhantomTruth(NAME, source.path, collected)
 
 
@@ -91,19 +83,9 @@ class PhantomTruth(AnnotationFile):
             found = [one for one in known if prompt in map(plain, one.names[:2])]
             if found:
                 return found, "prompt"
-        regions = own_regions(asked.boxes)
         chosen: list[Annotation] = []
-        for own in (box for region in regions if (box := annotated_box(region, asked.source))):
-            best = max(known, key=lambda one: overlap(one.boxes[0], own), default=None)
-            if best is not None and overlap(best.boxes[0], own) >= LEAST_OVERLAP and best not in chosen:
+        for own in own_boxes(asked):
+            best = max(known, key=lambda one: box_iou(one.boxes[0], own), default=None)
+            if best is not None and box_iou(best.boxes[0], own) >= LEAST_OVERLAP and best not in chosen:
                 chosen.append(best)
         return chosen, "box"
-
-
-def overlap(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (one, other)]
-    return shared / (sum(areas) - shared)

@@ -45,15 +45,12 @@ def open_table(path: Path | None, run: FinishedRun) -> AnnotationFile:  # noqa: 
     if "image" not in fields or not any(fields.keys() >= set(wanted) for wanted in (CORNERS, SIDES, ("mask",))):
         wrong_layout(NAME, source, "a table", keys, KNOWN)
     collected = Collected()
-    for row in rows:
-        place = f"{source.label}:{row.place}"
-        try:
-            if row.data is None:
-                raise ItemError("row", row.error)
-            data = {field: row.data.get(name) for field, name in fields.items()}
-            collected.add(text(data["image"]), _annotation(data, place, source.path.parent))
-        except ItemError as error:
-            collected.bad(place, error.reason)
+
+    def use(row: dict[str, Any], place: str) -> None:
+        data = {field: row.get(name) for field, name in fields.items()}
+        collected.add(text(data["image"]), _annotation(data, place, source.path.parent))
+
+    collected.take(source, rows, use)
     return AnnotationFile(NAME, source.path, collected)
 
 
