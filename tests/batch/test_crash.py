@@ -125,7 +125,7 @@ def _child(tmp_path: Path) -> subprocess.Popen[str]:
 
 def _wait_for_ledger(results: Path, lines: int) -> None:
     for _ in range(2000):
-        if sum(path.read_bytes().count(b"\n") for path in results.rglob("ledger.jsonl")) >= lines:
+        if sum(path.read_bytes().count(b"\n") for path in ledger_paths(results)) >= lines:
             return
         time.sleep(0.01)
     raise AssertionError("the child made no progress")

@@ -5,17 +5,35 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.ndimage import binary_fill_holes
 from skimage.exposure import equalize_hist
 from skimage.filters import threshold_otsu
 from skimage.measure import label
 from skimage.segmentation import clear_border
 
-from heatlens.images.bodymask import body_mask
+from heatlens.images.bodymask import _largest_part, body_mask
 from heatlens.images.decode import read_film
 from heatlens.phantom.film import make_film
 
 from .pictures import chest
+
+
+@given(st.integers(0, 9999), st.sampled_from([0.3, 0.5, 0.6, 0.8]))
+def test_the_largest_part_wherever_it_lies(seed, density):
+    """Also where the middle belongs to a smaller one, or to none."""
+    mask = np.random.default_rng(seed).random((17, 23)) < density
+    parts = label(mask, connectivity=1)
+    areas = np.bincount(parts.ravel())[1:]
+    found = _largest_part(mask)
+    (number,) = np.unique(parts[found])
+    assert areas[number - 1] == areas.max()
+    assert np.array_equal(found, parts == number)
+
+
+def test_nothing_has_no_largest_part():
+    assert not _largest_part(np.zeros((5, 6), bool)).any()
 
 
 def equalised(pixels: np.ndarray) -> np.ndarray:

@@ -22,6 +22,8 @@ FRAME = (224, 224)
 VIT = PatchGrid(14, 14, (16.0, 16.0))
 # A convnet's grid: not at the origin, and not square.
 ODD = PatchGrid(6, 8, (34.0, 27.5), (-9.0, 5.0))
+# Another: its cells add up to the frame, and still lie beside it.
+SHIFTED = PatchGrid(7, 7, (32.0, 32.0), (-15.5, -15.5))
 
 sides = st.integers(16, 700)
 # A crop wants a square frame, as every CLIP has.
@@ -103,10 +105,16 @@ def test_placed_films_fill_exactly_their_part_of_the_frame(width, height, way):
 
 
 @given(
-    width=sides, height=sides, mode=st.sampled_from(MODES), grid=st.sampled_from([VIT, ODD]), cell=st.integers(0, 195)
+    width=sides,
+    height=sides,
+    mode=st.sampled_from(MODES),
+    grid=st.sampled_from([VIT, ODD, SHIFTED]),
+    cell=st.integers(0, 195),
 )
 @example(width=254, height=305, mode="crop", grid=VIT, cell=76)
 @example(width=305, height=254, mode="letterbox", grid=ODD, cell=17)
+@example(width=254, height=305, mode="letterbox", grid=SHIFTED, cell=17)
+@example(width=254, height=305, mode="squash", grid=SHIFTED, cell=30)
 @example(width=17, height=16, mode="crop", grid=VIT, cell=16)
 @settings(max_examples=60, deadline=None)
 def test_one_hot_cell_lies_on_its_patch(width, height, mode, grid, cell):
@@ -181,7 +189,7 @@ def slow(geometry, values, grid, output):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("grid", [VIT, ODD, PatchGrid(1, 3, (224.0, 75.0))])
+@pytest.mark.parametrize("grid", [VIT, ODD, SHIFTED, PatchGrid(1, 3, (224.0, 75.0))])
 @pytest.mark.parametrize(("size", "output"), [((120, 90), (60, 45)), ((77, 131), (77, 131)), ((130, 130), (40, 40))])
 def test_maps_against_the_definition(mode, grid, size, output):
     values = np.random.default_rng(3).normal(size=(grid.rows, grid.cols)).astype(np.float32)

@@ -94,11 +94,12 @@ def test_a_constant_map_stays_one(tmp_path, monkeypatch, value):
     assert not final.values.any()
 
 
-def test_a_map_that_is_smoothed_away_is_constant_not_noise_stretched_to_heat(tmp_path):
+@pytest.mark.parametrize("compat, steps", [(100, 20), (8, 5)], ids=["to nothing", "to a millionth"])
+def test_a_map_that_is_smoothed_away_is_constant_not_noise_stretched_to_heat(tmp_path, compat, steps):
     """The hottest pixel of all speaks for the foreground with -log(eps); a strong pull and a small say overrule it."""
     dot = np.zeros((14, 14), np.float32)
     dot[5, 8] = 1
-    keys = {"CRF_BILATERAL_COMPAT": 100, "CRF_GAUSSIAN_COMPAT": 100, "CRF_TAU": 10, "CRF_STEPS": 20}
+    keys = {"CRF_BILATERAL_COMPAT": compat, "CRF_GAUSSIAN_COMPAT": compat, "CRF_TAU": 10, "CRF_STEPS": steps}
     final = final_map(opened(tmp_path, disc_film(), **keys), dot)
     assert final.constant
     assert not final.values.any()
