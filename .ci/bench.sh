@@ -33,6 +33,7 @@ trap 'rm -rf -- "$scratch"' EXIT
 
 python benchmarks/cam_speed.py
 OMP_NUM_THREADS=1 python benchmarks/steps.py
+OMP_NUM_THREADS=1 python benchmarks/encoders.py
 python benchmarks/batch_scale.py
 python benchmarks/batch_throughput.py --kind engine
 python benchmarks/batch_throughput.py --kind runner

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from heatlens.config import Settings
 
 # Raised whenever the same settings would give other files.
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 FINGERPRINT = Path("shards/fingerprint.json")
 ENGINE = Path("shards/engine.json")
