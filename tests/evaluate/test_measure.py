@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,8 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from heatlens.batch.openers import FramePlacer, Opener
 from heatlens.boxes.find import BoxRules, find_boxes
 from heatlens.boxes.threshold import threshold_of
+from heatlens.cam.protocols import PatchGrid
 from heatlens.errors import DataSetError, ItemError, SetupError
 from heatlens.evaluate import measuring, workers
 from heatlens.evaluate.cases import Case, Cases
@@ -295,12 +298,27 @@ def test_the_grid_is_that_of_the_raw_maps_and_the_frame_that_of_the_details(worl
     assert found.grid.stride == pytest.approx((384 / 7, 48))
 
 
-def test_a_film_is_read_as_the_run_read_it(world):
+@pytest.mark.parametrize(
+    ("longest", "masked", "frame", "expected"),
+    [
+        (1024, True, 224, 1024),
+        (120, True, 224, 512),
+        (120, False, 224, 448),
+        (120, True, 384, 768),
+        (1024, True, 768, 1536),
+        (None, True, 384, None),
+    ],
+)
+def test_a_film_is_read_as_the_run_read_it(world, longest, masked, frame, expected):
     """At which scale a JPEG is decoded decides a little what is body."""
-    for longest, masked, expected in [(1024, True, 1024), (120, True, 512), (120, False, 120), (None, True, None)]:
-        world.config.update(OUTPUT_SIZE=longest, ENABLE_BODY_MASK=masked)
-        assert measuring_of(world.run, world.items, 0, None).longest == expected
-        assert pixels_needed(longest, mask_body=masked) == expected  # the stages' own rule
+    world.config.update(OUTPUT_SIZE=longest, ENABLE_BODY_MASK=masked)
+    table = pa.table({"geometry": [json.dumps({"frame": [frame, frame]})]})
+    pq.write_table(table, world.folder / "details.parquet")
+    assert measuring_of(world.run, world.items, 0, None).longest == expected
+    stage = SimpleNamespace(longest=pixels_needed(longest, mask_body=masked))
+    placer = FramePlacer("letterbox", (frame, frame))
+    opener = Opener(read_film, stage, placer, PatchGrid(14, 14, (frame / 14, frame / 14)))
+    assert opener.longest == expected  # the run's own
 
 
 def test_what_a_crop_left_out_is_no_part_of_the_threshold(world):

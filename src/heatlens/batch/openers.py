@@ -60,6 +60,12 @@ class FilmReader:
         return read_film(locate_image(self.root, image_path), longest)
 
 
+def pixels_for(longest: int | None, frame: tuple[int, int]) -> int | None:
+    """``longest``, what a stage needs along the film's longer side (None: all pixels), or more where ``frame``, the
+    model's (width, height), asks for it. Whoever opens a run's film again must do so alike, or sees other pixels."""
+    return None if longest is None else max(longest, OVERSAMPLING * max(frame))
+
+
 @dataclass(frozen=True)
 class FramePlacer:
     """Letterboxes, crops or squashes (PREPROCESS) films into ``frame`` (width, height)."""
@@ -87,8 +93,7 @@ class Opener:
     @property
     def longest(self) -> int | None:
         """Pixels along the film's longer side that stage and model need; None for all."""
-        longest = self.stage.longest
-        return None if longest is None else max(longest, OVERSAMPLING * max(self.placer.frame))
+        return pixels_for(self.stage.longest, self.placer.frame)
 
     def __call__(self, image_path: str) -> Opened:
         """Never raises for a bad image; a HeatlensError that is no ItemError ends the run."""

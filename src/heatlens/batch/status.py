@@ -19,11 +19,11 @@ from heatlens.batch.fingerprint import FINGERPRINT
 from heatlens.batch.lock import LOCK_NAME, heartbeat_age, is_stale, read_holder
 from heatlens.batch.markers import MARKER_NAME, shard_folders, shard_name
 from heatlens.batch.progress import PROGRESS_NAME
+from heatlens.batch.run_record import RUN_RECORD
 from heatlens.batch.status_text import next_steps, text_of
 from heatlens.batch.tables import index_of
 from heatlens.errors import EXIT_OK, ConfigError, one_line
 
-RUN_RECORD = "run.json"
 PLAN_LOCK = Path("shards/plan") / LOCK_NAME
 MERGE_LOCK = Path("shards/merge") / LOCK_NAME
 TABLES = ("details.parquet", "failures.csv")

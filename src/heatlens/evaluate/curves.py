@@ -239,12 +239,13 @@ def _usable(
 
 
 def _film(run: FinishedRun, case: Case, settings: Settings, model: ClipAdapter) -> Film:
-    from heatlens.batch.openers import OVERSAMPLING, FilmReader, FramePlacer
+    from heatlens.batch.openers import FilmReader, FramePlacer, pixels_for
     from heatlens.evaluate.cases import load_map
+    from heatlens.images.bodymask import pixels_needed
 
     if run.image_root is None:
         raise SetupError(f"--curves needs the films, and {run.folder} does not say where they are: --image-root DIR")
-    needed = settings.output_size and max(settings.output_size, OVERSAMPLING * max(model.frame))
+    needed = pixels_for(pixels_needed(settings.output_size, mask_body=settings.enable_body_mask), model.frame)
     placed = FramePlacer(settings.preprocess, model.frame)(FilmReader(run.image_root)(case.source_image, needed))
     own_seed = int(digest_text(case.source_image, case.output)[:8], 16)
     return film_of(model.prepare([placed.frame])[0], load_map(case), placed.geometry, own_seed)

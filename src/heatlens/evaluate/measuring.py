@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from heatlens.batch.openers import pixels_for
 from heatlens.boxes.find import BoxRules, find_boxes
 from heatlens.boxes.threshold import threshold_of
 from heatlens.cam.protocols import PatchGrid
@@ -161,14 +162,15 @@ def measuring_of(run: FinishedRun, items: Sequence[Case], seed: int, rule: str |
     rules = run.box_rules()
     longest = run.config.get("OUTPUT_SIZE")
     masked = run.config.get("ENABLE_BODY_MASK") is not False
+    model = _model(run, items)
     return Measuring(
         rules=rules if rule is None else replace(rules, threshold=rule),
         own_boxes=rule is None or rule == rules.threshold,
         masked=masked,
         # As the stages do: the body must be the one that the run saw.
-        longest=pixels_needed(int(longest) if longest else None, mask_body=masked),
+        longest=pixels_for(pixels_needed(int(longest) if longest else None, mask_body=masked), model.frame),
         image_root=run.image_root,
-        model=_model(run, items),
+        model=model,
         seed=seed,
     )
 
