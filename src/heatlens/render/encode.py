@@ -14,9 +14,12 @@ from heatlens.render.png import png
 JPEG_QUALITY = 95
 
 
-def encode_png(rgb: NDArray[np.uint8]) -> bytes:
-    """uint8 RGB (h, w, 3) or grey (h, w) as PNG."""
-    return _png(rgb)
+def encode_png(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    """RGB (h, w, 3) or grey (h, w) as PNG, 8 or 16 bits deep."""
+    try:
+        return png(pixels)
+    except ValueError:
+        raise _refusal(pixels, "PNG") from None
 
 
 def encode_jpg(rgb: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
@@ -32,7 +35,7 @@ def encode_jpg(rgb: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
 
 def encode_png16(values: NDArray[np.float32]) -> bytes:
     """Values (h, w) in 0..1 as a 16-bit grey PNG: 0..65535."""
-    return _png(np.rint(np.clip(values, 0.0, 1.0).astype(np.float64) * 65535).astype(np.uint16))
+    return encode_png(np.rint(np.clip(values, 0.0, 1.0).astype(np.float64) * 65535).astype(np.uint16))
 
 
 def encode_npy(values: NDArray[np.float32]) -> bytes:
@@ -47,13 +50,6 @@ def _to_bgr(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if rgb.ndim == 2 or rgb.size == 0:
         return rgb
     return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), dtype=np.uint8)
-
-
-def _png(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
-    try:
-        return png(pixels)
-    except ValueError:
-        raise _refusal(pixels, "PNG") from None
 
 
 def _refusal(pixels: NDArray[np.generic], form: str) -> ItemError:
