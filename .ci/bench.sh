@@ -34,9 +34,10 @@ trap 'rm -rf -- "$scratch"' EXIT
 python benchmarks/cam_speed.py
 OMP_NUM_THREADS=1 python benchmarks/steps.py
 OMP_NUM_THREADS=1 python benchmarks/encoders.py
-python benchmarks/batch_scale.py
-python benchmarks/batch_throughput.py --kind engine
-python benchmarks/batch_throughput.py --kind runner
+python benchmarks/batch_scale.py --seconds 20
+python benchmarks/batch_throughput.py --kind engine --precision bf16 --images 2 --rounds 2
+OMP_NUM_THREADS=1 python benchmarks/batch_throughput.py --kind runner --rounds 3
+python benchmarks/interval_coverage.py
 python benchmarks/pointing_demo.py
 heatlens evaluate --sanity --config "$demo"
 heatlens run bbox --config "configs/$held_out.conf"

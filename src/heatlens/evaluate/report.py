@@ -47,7 +47,7 @@ RANKED_BY = "pointing_8"
 FEWEST = 5
 """heat maps that a finding needs to be called best or worst"""
 FEWEST_PATIENTS = 10
-"""for an interval to say something: that of 5 holds the true mean 4 to 8 times out of 10, not 95 out of 100"""
+"""for an interval to say something: that of 5 holds the true mean in as few as 39% of cases (docs/evaluation.md)"""
 NOT_TOLD = ("counts", "plan_digest")
 """of the run: in report.json only"""
 SHOWN = 40
